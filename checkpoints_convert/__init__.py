@@ -1,0 +1,1 @@
+"""Public checkpoints become experts: foreign file formats and names, no mathematics."""

@@ -1,0 +1,239 @@
+"""Every key of every config, with its meaning. Experiments import this and set only what differs.
+
+Any key can be set on the command line, ``--config.likelihood.n_images=20``; tuples are written with
+commas, ``--config.sampling.sampler=heun,ode``. The command line is checked against this list, so a
+mistyped key is refused with the nearest known one.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The defaults: the digits experiment at its five-minute size.
+
+    Raises:
+        ValueError: any variant; there is only one list of defaults.
+    """
+    if variant:
+        raise ValueError(f"configs/default.py has no variants, got {variant!r}; leave it away.")
+    config = ConfigDict()
+    # What the command does: "merge" measures two experts and their merges; "train_expert" and
+    # "train_classifier" make the checkpoints that come with the package.
+    config.task = "merge"
+    # Every random number follows from this one.
+    config.seed = 0
+    # Matrix products: "highest" is full float32 (likelihoods need it), "high" and "default" are faster
+    # on accelerators.
+    config.precision = "highest"
+
+    config.data = data()
+    config.experts = experts()
+    config.merge = merge()
+    config.likelihood = likelihood()
+    config.bound = bound()
+    config.sampling = sampling()
+    config.metric = metric()
+    config.report = report()
+    config.expert = expert()
+    config.training = training()
+    config.classifier = classifier()
+    return config
+
+
+def data() -> ConfigDict:
+    """Which images, and which of their splits plays which part."""
+    return ConfigDict(
+        {
+            # The data set; "digits" is scikit-learn's handwritten digits, 8x8, 17 grey levels.
+            "name": "digits",
+            # Experts and classifier learn from these images; grids of the solver are chosen on them.
+            "train_split": "train",
+            # Thresholds are proposed from these, never from the test images.
+            "validation_split": "validation",
+            # Likelihoods and distances are measured on these.
+            "test_split": "test",
+        }
+    )
+
+
+def experts() -> ConfigDict:
+    """The two experts that are merged."""
+    return ConfigDict(
+        {
+            # Answers at low noise (below the threshold): a shipped expert's name or a checkpoint's path.
+            "low": "digits_vdm",
+            # Answers at high noise (above the threshold).
+            "high": "digits_edm",
+            # Ask an EDM network in its own pixel scale; False reproduces the paper's listing.
+            "align_pixel_scale": True,
+        }
+    )
+
+
+def merge() -> ConfigDict:
+    """Where the merge switches from one expert to the other."""
+    return ConfigDict(
+        {
+            # Thresholds as positions in the merged noise range, for example 0.2,0.3. "auto" takes the
+            # lowest and the highest that the experts allow and 0.1, 0.2, ... between them. The
+            # proposed thresholds are always added.
+            "etas": ("auto",),
+        }
+    )
+
+
+def likelihood() -> ConfigDict:
+    """The exact likelihood by the probability-flow ODE."""
+    return ConfigDict(
+        {
+            # Test images that are scored.
+            "n_images": 180,
+            # From grey levels to real numbers: "truncated_normal", "uniform" or "variational".
+            "dequantization": "truncated_normal",
+            # Dequantisation draws per image; more than one gives the importance-weighted estimate.
+            "draws": 1,
+            # Divergence: "hutchinson" (random probes) or "exact" (a column per pixel).
+            "trace": "hutchinson",
+            # Rademacher probes per image; the variance of the estimate falls as 1/probes.
+            "probes": 1,
+            # Step control: "fixed" (one grid for all images, chosen on training images),
+            # "per_image" (adaptive, each image its own steps) or "batch" (adaptive, one step size
+            # for the whole batch: the result depends on the neighbours).
+            "control": "fixed",
+            # Control "fixed": the error per image, in bits per dimension, that the grid may make.
+            "tolerance": 0.005,
+            # Controls "per_image" and "batch": relative and absolute tolerance of the solver.
+            "rtol": 1e-5,
+            "atol": 1e-5,
+            # Images per device and call; changes memory and speed, not the result.
+            "batch_size": 60,
+        }
+    )
+
+
+def bound() -> ConfigDict:
+    """The variational lower bound, and the error curves of both experts that it is made of."""
+    return ConfigDict(
+        {
+            # Test images whose bound is reported; the thresholds are proposed from training and
+            # validation images.
+            "n_images": 180,
+            # Noise levels per image and interval between neighbouring thresholds (stratified).
+            "n_times": 4,
+            # Independent repetitions, from which the Monte Carlo error comes.
+            "repeats": 4,
+            # Images per device and call.
+            "batch_size": 180,
+            # Steps of the discrete-time bound reported beside the continuous one; 0 leaves it out.
+            "discrete_steps": 0,
+        }
+    )
+
+
+def sampling() -> ConfigDict:
+    """Samples, all models from the same noise."""
+    return ConfigDict(
+        {
+            # Images per seed.
+            "n_samples": 1000,
+            # Seeds for the two experts and the proposed thresholds; the error is theirs.
+            "seeds": 3,
+            # Images, one seed, for every other threshold; 0 leaves those out.
+            "n_samples_other": 1000,
+            # Samplers: "heun" (EDM's noise grid), "ode" (adaptive solve), "ancestral". The first one
+            # is drawn in the trade-off figure.
+            "sampler": ("heun", "ancestral"),
+            # Steps of Heun's grid; two network calls each.
+            "heun_steps": 18,
+            # Relative and absolute tolerance of the sampler "ode".
+            "ode_tolerance": 1e-5,
+            # Steps and images of the ancestral sampler, which only the experts and the proposed
+            # thresholds get; 0 images leave it out.
+            "ancestral_steps": 256,
+            "ancestral_samples": 500,
+            # From the last state to grey levels: "argmax" of the decoder or a "sample" from it.
+            "decoder": "argmax",
+            # Images per device and call.
+            "batch_size": 250,
+        }
+    )
+
+
+def metric() -> ConfigDict:
+    """How samples are judged."""
+    return ConfigDict(
+        {
+            # The digits classifier whose penultimate features give the Frechet distance: a shipped
+            # name or a checkpoint's path.
+            "classifier": "digits_classifier",
+        }
+    )
+
+
+def report() -> ConfigDict:
+    """The run's page."""
+    return ConfigDict(
+        {
+            # Columns of the sample figure: images from the same noise in every row.
+            "columns": 12,
+            # Bins of the error curves over the noise range.
+            "curve_bins": 60,
+        }
+    )
+
+
+def expert() -> ConfigDict:
+    """The expert that task "train_expert" builds."""
+    return ConfigDict(
+        {
+            # "vdm" (predicts noise, VDM's objective) or "edm" (preconditioned denoiser, EDM's objective).
+            "kind": "vdm",
+            # Channels of the network's base width.
+            "width": 32,
+            # VDM: down blocks; there is one more up block.
+            "depth": 6,
+            # VDM: powers k of the Fourier features of z; at 17 grey levels 2 and 3 carry information.
+            "fourier": (2, 3),
+            # EDM: widths per resolution, in units of `width`, and residual blocks per resolution.
+            "channel_mult": (1, 2),
+            "num_blocks": 2,
+            # EDM: resolutions with self-attention.
+            "attn_resolutions": (4,),
+            # Dropout rate inside the blocks, in training only.
+            "dropout": 0.1,
+        }
+    )
+
+
+def training() -> ConfigDict:
+    """The training loop of the experts."""
+    return ConfigDict(
+        {
+            # Optimiser steps, images per step, highest learning rate and the steps it rises over.
+            "steps": 20_000,
+            "batch_size": 128,
+            "learning_rate": 1e-3,
+            "warmup_steps": 500,
+            # Decay per step of the exponential moving average of the weights.
+            "ema_decay": 0.999,
+            # Steps between two validations, two pictures of samples and two checkpoints.
+            "eval_every": 500,
+            "sample_every": 2000,
+            "checkpoint_every": 500,
+            # Where the finished expert is written besides the workdir; empty for nowhere.
+            "export": "",
+        }
+    )
+
+
+def classifier() -> ConfigDict:
+    """The digits classifier that task "train_classifier" makes."""
+    return ConfigDict(
+        {
+            # Optimiser steps at most (validation may end training earlier), images per step, Adam's
+            # highest learning rate.
+            "steps": 2000,
+            "batch_size": 128,
+            "learning_rate": 2e-3,
+        }
+    )

@@ -1,0 +1,264 @@
+"""One self-contained page per run.
+
+`results` is a plain dictionary; everything in it is JSON. A section appears where its key is there.
+
+    title, name, command     words
+    levels, gamma_range      grey levels; [gamma_min, gamma_max] of the merged range
+    rows                     one per model and sampler: model ("EDM", "VDM", "merged"), eta (None for the
+                             experts), bpd, bpd_se, vlb, vlb_se, frechet, frechet_se, nfe_likelihood,
+                             nfe_sampling, sampler, n_images, n_samples, split; optionally
+                             dequantization where it is not the run's ("uniform")
+    proposed                 {"best_bound": eta, "cautious": eta}
+    paired                   [{"model_a", "model_b", "difference" (a - b), "se", "n_images"}], a model being
+                             "VDM", "EDM" or ["merged", eta]; optionally "quantity" where it is not "bpd"
+    curves                   gamma [G], experts {name: [G]} (None where an expert does not answer), ranges
+                             {name: [low, high]}, optionally unit, split
+    bound_by_eta             eta [E], bpd [E], se [E], split
+    weights                  gamma [G], experts [K], affine [G][K], convex [G][K], condition [G]
+    terms                    [{"model", "eta", "likelihood": {name: bits}, "bound": {name: bits}}]
+    alignment                [{"model", "eta", "aligned", "listing", "difference", "se"}]: bpd with and
+                             without pixel-scale alignment
+    floor                    {"frechet", "frechet_se", "n_images"}: the test images' own distance
+    training                 series {name: {"step", "value"}}, unit
+    definitions              {column: text}, replaces `tables.DEFINITIONS` entry by entry
+    notes                    [text]: what a reader must know besides
+    environment, timings, config, finding    filled in by `Run.finish`
+
+Pictures come apart: {"samples": uint8 [R, N, H, W, C], "sample_labels": [R]}, optionally "data"
+[N, H, W, C], real images shown above.
+"""
+
+import base64
+import html
+import json
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.report import plots, style, tables
+from jaxmerge.report.finding import finding as finding
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1c1d1f; --soft: #5d6066; --line: #d7d9de; --paper: #ffffff; --mark: #fdf0f7 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e7e8ea; --soft: #a2a6ad; --line: #3c3f45; --paper: #17181a; --mark: #3a2633 } }
+body { margin: 0 auto; max-width: 1140px; padding: 1.2rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
+h1 { font-size: 1.5rem; margin: 0 0 .3rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .5rem }
+.finding { font-size: 1.12rem; border-left: 4px solid #009e73; padding: .4rem 0 .4rem .9rem; margin: 1rem 0 }
+.soft, figcaption, small { color: var(--soft); font-size: .88rem }
+figure { margin: 0 } figure .scroll svg { width: 100%; min-width: 560px; height: auto; display: block }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; width: 100% }
+th, td { text-align: right; padding: .28rem .4rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left } tr.marked td { background: var(--mark); font-weight: 600 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; font-size: .9rem } dd { margin: 0 }
+dt { font-weight: 600 } @media (max-width: 600px) { dl { display: block } dd { margin: 0 0 .5rem } }
+pre { font-size: .8rem; overflow-x: auto } summary { cursor: pointer }
+"""
+CAPTIONS = {
+    "trade_off": "Left: likelihood and sample quality against the threshold; bands are the single experts with one "
+    "standard error. Right: both at once. The likelihoods' errors are over images, which all models share: see the "
+    "paired differences for what can be told apart.",
+    "samples": "Samples; a column starts from the same noise in every row, so that rows show what the threshold "
+    "changes.",
+    "error_curves": "Each expert's squared error of the predicted noise, as its contribution to the bound. Below "
+    "zero the first expert is better, above zero the second; dotted lines end the experts' own ranges.",
+    "bound_by_eta": "The bound of every merge from one pass over both experts' errors; the proposals come from this "
+    "curve, not from test images.",
+    "likelihood_terms": "Where the exact likelihood's bits come from: terms stack to both sides of zero, the mark "
+    "is their sum.",
+    "bound_terms": "Where the bound's bits come from.",
+    "weights": "Weights of the experts' predictions that minimise the bound at each noise level: free (affine) and "
+    "between 0 and 1 (convex). A threshold is the special case that jumps from one to zero.",
+    "training": "Losses during training.",
+}
+
+
+def figures(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[str, style.Figure]:
+    """Every figure for which the run has data, by name."""
+    proposed = results.get("proposed") or {}
+    drawn = {}
+    if has_models(results):
+        drawn["trade_off"] = plots.trade_off(results)
+    if "samples" in pictures:
+        images, labels = np.asarray(pictures["samples"]), [str(text) for text in pictures["sample_labels"]]
+        if "data" in pictures:
+            real = np.asarray(pictures["data"])[None, : images.shape[1]]
+            images, labels = np.concatenate([real, images]), ["real images", *labels]
+        drawn["samples"] = plots.sample_grid(images, labels, results["levels"])
+    if results.get("curves"):
+        drawn["error_curves"] = plots.error_curves(results["curves"], proposed, results.get("gamma_range"))
+    if results.get("bound_by_eta"):
+        drawn["bound_by_eta"] = plots.bound_against_eta(
+            results["bound_by_eta"], proposed, results.get("rows", [])
+        )
+    for which in ("likelihood", "bound"):
+        if any(entry.get(which) for entry in results.get("terms", [])):
+            drawn[f"{which}_terms"] = plots.stacked_terms(results["terms"], which)
+    if results.get("weights"):
+        drawn["weights"] = plots.weights_per_gamma(results["weights"])
+    if results.get("training"):
+        drawn["training"] = plots.training_curves(results["training"])
+    return drawn
+
+
+def has_models(results: dict[str, Any]) -> bool:
+    """Whether the rows are measurements of models, rather than a training's figures."""
+    rows = results.get("rows") or [{}]
+    return "model" in rows[0]
+
+
+def picture_files(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """Every figure as a PNG file's name and content."""
+    return {f"{name}.png": style.png(figure) for name, figure in figures(results, pictures).items()}
+
+
+def page(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> str:
+    """The report as one HTML text without outside resources; see the module for both arguments."""
+    title = html.escape(str(results.get("title") or results.get("name") or "run"))
+    drawn = {name: style.svg(figure, name) for name, figure in figures(results, pictures).items()}
+
+    def show(name):
+        if name not in drawn:
+            return ""
+        caption = html.escape(CAPTIONS[name])
+        return f'<figure><div class="scroll">{drawn[name]}</div><figcaption>{caption}</figcaption></figure>'
+
+    sections = [
+        ("Likelihood against quality", show("trade_off")),
+        ("Samples from the same noise", show("samples")),
+        ("Error of the experts over the noise range", show("error_curves")),
+        ("The bound at every threshold", show("bound_by_eta")),
+        ("Terms of the likelihood", show("likelihood_terms")),
+        ("Terms of the bound", show("bound_terms")),
+        ("Best weights per noise level", show("weights")),
+        ("Training", show("training")),
+        ("Measured values", tables.main_table(results) + _remarks(results) if results.get("rows") else ""),
+        ("Paired differences", _paired(results)),
+        ("Pixel-scale alignment", _alignment(results)),
+        ("Terms in numbers", _terms(results)),
+        ("What the columns mean", _definitions(results)),
+        ("How it was run", _environment(results)),
+        (
+            "Config",
+            f"<details><summary>every key</summary><pre>{_pretty(results.get('config', {}))}</pre></details>",
+        ),
+    ]
+    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{_icon()}<style>{CSS}</style></head>'
+        f'<body><h1>{title}</h1><p class="finding">{html.escape(results.get("finding") or finding(results))}</p>'
+        f"{body}</body></html>\n"
+    )
+
+
+def _icon() -> str:
+    # Two half discs, one per expert; without it browsers ask for a file.
+    drawing = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><path d="M1 0a1 1 0 0 0 0 2z" fill="#0072b2"/>'
+        '<path d="M1 0a1 1 0 0 1 0 2z" fill="#d55e00"/></svg>'
+    )
+    return f'<link rel="icon" href="data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()}">'
+
+
+def _remarks(results: dict[str, Any]) -> str:
+    remarks = list(results.get("notes", []))
+    if any(tables.is_proposed(row, results) for row in results["rows"]):
+        remarks.insert(0, "★ proposed from training and validation images; the test images judge it.")
+    floor = results.get("floor") or {}
+    if floor.get("frechet") is not None:
+        value = tables.with_error(floor["frechet"], floor.get("frechet_se"))
+        remarks.append(
+            f"Floor of the Fréchet distance: {value}, that of {floor.get('n_images', 'the')} test images."
+        )
+    return "".join(f'<p class="soft">{html.escape(text)}</p>' for text in remarks)
+
+
+def _paired(results: dict[str, Any]) -> str:
+    def name(model):
+        return model if isinstance(model, str) else tables.label({"model": model[0], "eta": model[1]})
+
+    cells = [
+        [
+            f"{name(pair['model_a'])} minus {name(pair['model_b'])}",
+            pair.get("quantity", "bpd"),
+            tables.with_error(pair["difference"], pair["se"]),
+            tables.whole(pair.get("n_images")),
+        ]
+        for pair in results.get("paired", [])
+    ]
+    return tables.html_table(["difference", "quantity", "value", "images"], cells) if cells else ""
+
+
+def _alignment(results: dict[str, Any]) -> str:
+    cells = [
+        [
+            tables.label(entry),
+            tables.with_error(entry["aligned"]),
+            tables.with_error(entry["listing"]),
+            tables.with_error(entry["difference"], entry.get("se")),
+        ]
+        for entry in results.get("alignment", [])
+    ]
+    if not cells:
+        return ""
+    text = (
+        "The EDM network knows images in ±1, the VDM in ±(1 − 1/V). Aligned asks the EDM in its own scale; the "
+        "paper's listing does not. Bits per dimension of the same images."
+    )
+    header = ["model", "aligned", "as the listing", "listing minus aligned"]
+    return f'<p class="soft">{text}</p>' + tables.html_table(header, cells)
+
+
+def _terms(results: dict[str, Any]) -> str:
+    parts = []
+    for which in ("likelihood", "bound"):
+        entries = [entry for entry in results.get("terms", []) if entry.get(which)]
+        names = list(dict.fromkeys(name for entry in entries for name in entry[which]))
+        cells = [
+            [
+                tables.label(entry),
+                *(tables.with_error(entry[which].get(name)) for name in names),
+                tables.with_error(sum(value or 0.0 for value in entry[which].values())),
+            ]
+            for entry in entries
+        ]
+        if cells:
+            parts.append(f"<p>{which.capitalize()}, bits per dimension</p>")
+            parts.append(tables.html_table(["model", *names, "sum"], cells))
+    return f"<details><summary>every term of every model</summary>{''.join(parts)}</details>" if parts else ""
+
+
+def _definitions(results: dict[str, Any]) -> str:
+    known = tables.DEFINITIONS if has_models(results) else {}
+    entries = known | results.get("definitions", {})
+    if not entries:
+        return ""
+    return (
+        "<dl>"
+        + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in entries.items())
+        + "</dl>"
+    )
+
+
+def _environment(results: dict[str, Any]) -> str:
+    environment = dict(results.get("environment", {}))
+    versions = environment.pop("versions", {})
+    facts = {"command": results.get("command", ""), **environment}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    listed = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(fact))}</dd>"
+        for name, fact in facts.items()
+        if fact not in ("", None)
+    )
+    timings = results.get("timings", {})
+    cells = [[name, f"{seconds:.1f}"] for name, seconds in timings.items()]
+    cells.append(["all stages", f"{sum(timings.values()):.1f}"])
+    return f"<dl>{listed}</dl>" + (tables.html_table(["stage", "seconds"], cells) if timings else "")
+
+
+def _pretty(value: Any) -> str:
+    return html.escape(json.dumps(value, indent=2))

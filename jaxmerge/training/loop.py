@@ -1,0 +1,367 @@
+"""The training loop of the experts: EMA, early stopping, exact resume.
+
+Everything that happens in step s follows from (seed, s) and the state before it: the batch is cut from
+per-epoch permutations, the noise key is ``fold_in(key(seed), s)``. So a run that was killed and
+continued from its last checkpoint repeats the same losses bit for bit. Steps are called from Python:
+on CPU, XLA runs the reverse mode of convolutions about fifty times slower inside ``lax.scan``.
+
+With small sets an expert overfits long before its training loss says so. The loop therefore keeps the
+EMA weights that were **best on validation images** apart from the running ones.
+
+The workdir receives ``losses.csv`` (every step), ``validation.csv`` (every evaluation) and
+``checkpoints/step_*`` (the last two).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from rich.console import Console
+
+import jaxmerge
+from jaxmerge import checkpoint
+from jaxmerge.data import Dataset
+from jaxmerge.experts.base import Expert
+from jaxmerge.progress import Progress
+from jaxmerge.training.tables import Table, read
+
+LossFn = Callable[[Expert, UInt8[Array, "B H W C"], Key[Array, ""]], Float[Array, ""]]
+KEPT_CHECKPOINTS = 2
+FLUSH_EVERY = 50
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step reads and writes.
+
+    Attributes:
+        step: steps done.
+        expert: the weights being trained.
+        ema: their exponential moving average.
+        opt_state: the optimizer's state.
+        best: the EMA weights that were best on validation images.
+        best_value: their monitored figure; infinite before the first evaluation.
+        best_step: the step they are from.
+    """
+
+    step: Int[Array, ""]
+    expert: Expert
+    ema: Expert
+    opt_state: PyTree
+    best: Expert
+    best_value: Float[Array, ""]
+    best_step: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a finished training hands over.
+
+    Attributes:
+        expert: the best EMA weights.
+        last: the EMA weights of the last step.
+        record: plain figures for a checkpoint's metadata: steps, seed, losses, validation, versions.
+    """
+
+    expert: Expert
+    last: Expert
+    record: dict[str, Any]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop (Ctrl-C or SIGTERM) and has saved its state.
+
+    Attributes:
+        number: the signal's number.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+def train(
+    expert: Expert,
+    loss_fn: LossFn,
+    dataset: Dataset,
+    *,
+    steps: int,
+    batch_size: int,
+    optimizer: optax.GradientTransformation,
+    workdir: str | os.PathLike,
+    ema_decay: float = 0.999,
+    seed: int = 0,
+    save_every: int = 1000,
+    eval_every: int = 500,
+    evaluate: Callable[[Expert], dict[str, float]],
+    monitor: str = "loss",
+    on_eval: Callable[[int, Expert], None] | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: Callable | None = None,
+    log: Callable[[str], None] = print,
+) -> TrainResult:
+    """Trains an expert, or continues the training that `workdir` holds.
+
+    Args:
+        expert: fresh weights; a continued run only takes their structure.
+        loss_fn: ``loss_fn(expert, images, key)``, the mean loss of a batch of grey levels.
+        dataset: training images.
+        steps: optimizer steps of the whole run.
+        batch_size: images per step.
+        optimizer: see `make_optimizer`.
+        workdir: where tables and checkpoints go.
+        ema_decay: limit of the EMA's decay, which warms up as (1 + step) / (10 + step).
+        seed: decides order and noise of every batch.
+        save_every: steps between checkpoints.
+        eval_every: steps between evaluations of the EMA weights.
+        evaluate: figures of an expert on validation images.
+        monitor: the figure whose lowest value chooses the best weights.
+        on_eval: called after each evaluation with the steps done and the EMA weights (sample pictures).
+        settings: anything else that makes this another run (learning rate, architecture, ...), plain
+            JSON; a workdir with other settings is refused.
+        progress: ``progress(total, what, unit)``, a context manager that yields ``advance(n)``; by default
+            a bar, or lines where there is no terminal.
+        log: takes one line per evaluation.
+
+    Returns:
+        The best EMA weights, the last ones and the record of the run.
+
+    Raises:
+        ValueError: the workdir holds another run, its checkpoints are damaged, or the loss is no
+            longer finite.
+        Interrupted: Ctrl-C or SIGTERM came; the state is saved and the same call continues.
+    """
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "ema_decay": ema_decay,
+        "seed": seed,
+        "eval_every": eval_every,
+        "monitor": monitor,
+        "data": {
+            "name": dataset.name,
+            "split": dataset.split,
+            "images": len(dataset),
+            "sha256": dataset.identity,
+        },
+        **(settings or {}),
+    }
+    state = _restore(workdir, _initial(expert, optimizer), identity)
+    done = int(state.step)
+    losses = Table(workdir / "losses.csv", last_step=done)
+    validation = Table(workdir / "validation.csv", last_step=done)
+    if done:
+        log(f"continuing after step {done} of {steps}")
+
+    def evaluated(state: TrainState, loss: float) -> TrainState:
+        state, figures = _evaluate(state, evaluate, monitor)
+        step = int(state.step)
+        validation.append([{"step": step, **figures}])
+        line = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
+        log(f"step {step}: training loss {loss:.5g}; validation: {line}")
+        if on_eval is not None:
+            on_eval(step, state.ema)
+        return state
+
+    key = jax.random.key(seed)
+    progress = progress or Progress(Console()).task
+    pending: list[tuple[int, jax.Array]] = []
+    with _stop_requests() as stop, progress(steps - done, "training", "steps") as advance:
+        while done < steps:
+            images = dataset.images[batch_indices(seed, done, len(dataset), batch_size)]
+            state, loss = train_step(state, images, key, ema_decay, loss_fn=loss_fn, optimizer=optimizer)
+            done += 1
+            pending.append((done, loss))
+            evaluating = done % eval_every == 0 or done == steps
+            saving = done % save_every == 0 or done == steps or stop.is_set()
+            if evaluating or saving or len(pending) == FLUSH_EVERY:
+                advance(len(pending))
+                mean_loss = _flush(losses, pending)
+            if evaluating:
+                state = evaluated(state, mean_loss)
+            if saving:
+                _save(workdir, state, identity)
+            if stop.is_set() and done < steps:
+                message = f"stopped after step {done} of {steps}; give the same command again to continue."
+                raise Interrupted(message, stop.number)
+    return TrainResult(state.best, state.ema, _record(workdir, state, identity))
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer"), donate_argnames="state")
+def train_step(
+    state: TrainState,
+    images: UInt8[Array, "B H W C"],
+    key: Key[Array, ""],
+    ema_decay: float,
+    *,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One optimizer step and one EMA step; its noise is ``fold_in(key, state.step)``."""
+    loss, grads = jax.value_and_grad(loss_fn)(state.expert, images, jax.random.fold_in(key, state.step))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.expert)
+    expert = optax.apply_updates(state.expert, updates)
+    ema = optax.incremental_update(expert, state.ema, 1.0 - ema_decay_at(state.step, ema_decay))
+    return state.replace(step=state.step + 1, expert=expert, ema=ema, opt_state=opt_state), loss
+
+
+def ema_decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
+    """min(decay, (1 + step) / (10 + step)): early averages forget the random start."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " B"]:
+    """Positions of the images of one step: a cut through one permutation per epoch, end to end."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // size
+    order = {epoch: _permutation(seed, int(epoch), size) for epoch in np.unique(epochs)}
+    return np.array([order[e][p] for e, p in zip(epochs, positions % size, strict=True)])
+
+
+@functools.lru_cache(maxsize=16)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
+
+
+def _initial(expert: Expert, optimizer) -> TrainState:
+    # Separate buffers: the step donates its whole state.
+    def copy():
+        return jax.tree.map(jnp.array, expert)
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        expert=copy(),
+        ema=copy(),
+        opt_state=optimizer.init(expert),
+        best=copy(),
+        best_value=jnp.full((), jnp.inf, jnp.float32),
+        best_step=jnp.zeros((), jnp.int32),
+    )
+
+
+def _evaluate(state: TrainState, evaluate, monitor: str) -> tuple[TrainState, dict[str, float]]:
+    figures = evaluate(state.ema)
+    if monitor not in figures:
+        raise ValueError(
+            f"monitor must be one of the evaluated figures {', '.join(figures)}, got {monitor!r}."
+        )
+    if figures[monitor] < float(state.best_value):
+        state = state.replace(
+            best=jax.tree.map(jnp.array, state.ema),
+            best_value=jnp.asarray(figures[monitor], jnp.float32),
+            best_step=jnp.array(state.step),
+        )
+    return state, figures
+
+
+def _flush(losses: Table, pending: list[tuple[int, jax.Array]]) -> float:
+    # Losses are fetched together, so that the device does not wait for Python in every step.
+    rows = [{"step": step, "loss": float(loss)} for step, loss in pending]
+    pending.clear()
+    losses.append(rows)
+    bad = [row["step"] for row in rows if not np.isfinite(row["loss"])]
+    if bad:
+        raise ValueError(
+            f"the loss must stay finite, at step {bad[0]} it was not; lower training.learning_rate or "
+            "training.clip and start in a new workdir."
+        )
+    return float(np.mean([row["loss"] for row in rows]))
+
+
+def _checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((workdir / "checkpoints").glob("step_*"))
+
+
+def _save(workdir: pathlib.Path, state: TrainState, identity: dict[str, Any]) -> None:
+    path = workdir / "checkpoints" / f"step_{int(state.step):08d}"
+    checkpoint.save(path, state, identity, overwrite=True)
+    for old in _checkpoints(workdir)[:-KEPT_CHECKPOINTS]:
+        checkpoint.remove(old)
+
+
+def _restore(workdir: pathlib.Path, fresh: TrainState, identity: dict[str, Any]) -> TrainState:
+    # The newest checkpoint that is whole; `fresh` if the workdir has none at all.
+    failure = None
+    for path in reversed(_checkpoints(workdir)):
+        try:
+            stored = checkpoint.load_metadata(path)
+            _refuse_another_run(workdir, stored, identity)
+            return jax.tree.map(jnp.asarray, checkpoint.load(path, fresh))
+        except AnotherRun:
+            raise
+        except ValueError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return fresh
+
+
+class AnotherRun(ValueError):
+    """The workdir holds a run with other settings."""
+
+
+def _refuse_another_run(workdir: pathlib.Path, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+    ours = json.loads(json.dumps(identity))
+    other = sorted(k for k in ours.keys() | stored.keys() if ours.get(k) != stored.get(k))
+    if other:
+        raise AnotherRun(
+            f"{workdir} holds another run, which differs in {', '.join(other)}; choose another workdir "
+            "or remove this one."
+        )
+
+
+class _StopRequest:
+    """The first Ctrl-C or SIGTERM: lets the step finish and the state be saved. A second one ends at once."""
+
+    number: int | None = None
+
+    def is_set(self) -> bool:
+        return self.number is not None
+
+    def __call__(self, number, frame):
+        if self.is_set():
+            raise Interrupted("stopped at once, without saving.", number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[_StopRequest]:
+    stop = _StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals reach the main thread only
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _record(workdir: pathlib.Path, state: TrainState, identity: dict[str, Any]) -> dict[str, Any]:
+    losses = [float(row["loss"]) for row in read(workdir / "losses.csv")]
+    rows = [{k: float(v) for k, v in row.items()} for row in read(workdir / "validation.csv")]
+    best = next((row for row in rows if int(row["step"]) == int(state.best_step)), None)
+    return {
+        **identity,
+        "best_step": int(state.best_step),
+        "validation": best,
+        "validation_last": rows[-1],
+        "training_loss_last_100": float(np.mean(losses[-100:])),
+        "versions": {"jax": jax.__version__, "flax": flax.__version__, "jaxmerge": jaxmerge.__version__},
+    }

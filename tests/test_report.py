@@ -1,0 +1,173 @@
+"""The report, from made-up results: what it says, that it stands alone, and that it is honest."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from jaxmerge.files import plain
+from jaxmerge.report import page, plots, style, tables
+from jaxmerge.report.finding import finding
+from jaxmerge.run import console
+from tests.fake_results import fake_pictures, fake_results
+
+
+@pytest.fixture(scope="module")
+def results():
+    return plain(fake_results())
+
+
+@pytest.fixture(scope="module")
+def text(results):
+    return page.page(results, fake_pictures())
+
+
+def test_page_needs_nothing_from_outside(text):
+    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert sources
+    assert all(source.startswith(("#", "data:")) for source in sources)
+    assert not re.search(r"@import|<script|url\((?!#)", text)
+
+
+def test_page_is_well_formed_and_its_identifiers_are_unique(text):
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(drawings) == 7
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+    identifiers = re.findall(r'\bid="([^"]+)"', text)
+    assert len(identifiers) == len(set(identifiers))
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(identifiers)
+
+
+def test_page_opens_with_the_finding_and_shows_every_part(text, results):
+    assert text.index("beats both experts") < text.index("<section>")
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    for heading in ("Likelihood against quality", "Samples from the same noise", "Pixel-scale alignment"):
+        assert heading in headings
+    assert "Two images of 180 were solved again" in text
+    assert "0.034 ± 0.003" in text.replace("0.0340 ± 0.0030", "0.034 ± 0.003")
+    for column in tables.DEFINITIONS:
+        assert f"<dt>{column}</dt>" in text
+
+
+def test_page_without_optional_parts_still_stands():
+    bare = {"name": "training", "rows": [{"step": 100, "loss": 0.25}], "finding": "Done."}
+    bare["training"] = {"series": {"loss": {"step": [0, 50, 100], "value": [1.0, 0.5, 0.25]}}}
+    text = page.page(bare, {})
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Training", "Measured values", "How it was run", "Config"]
+    assert "<td>0.25</td>" in text
+
+
+def test_page_escapes_what_it_is_given(results):
+    text = page.page(results | {"title": "<b>a</b>", "notes": ["x < y & z"]}, {})
+    assert "<b>a</b>" not in text
+    assert "x &lt; y &amp; z" in text
+
+
+@pytest.mark.parametrize(
+    ("bpd", "frechet", "expected"),
+    [
+        (1.785, 0.31, "beats both experts in likelihood and keeps the better expert's sample quality"),
+        (1.785, 0.60, "beats both experts in likelihood but not without a loss of sample quality"),
+        (1.87, 0.31, "does not beat both experts in likelihood"),
+        (1.849, 0.31, "not distinguishable from the VDM"),
+        (1.95, 0.60, "does not beat both experts in likelihood and loses sample quality"),
+    ],
+)
+def test_finding_says_what_the_numbers_say(bpd, frechet, expected):
+    assert expected in finding(plain(fake_results(bpd, frechet)))
+
+
+def test_finding_takes_paired_differences_in_either_direction(results):
+    sentence = finding(results)
+    assert "0.0670 ± 0.0040 below the VDM" in sentence
+    assert "0.1220 ± 0.0060 below the EDM" in sentence
+    unpaired = finding(results | {"paired": []})
+    assert "below the VDM (unpaired)" in unpaired
+
+
+def test_finding_ignores_an_expert_row_under_another_dequantisation(results):
+    rows = [row | {"bpd": 1.0} if row.get("dequantization") == "uniform" else row for row in results["rows"]]
+    assert finding(results | {"rows": rows}) == finding(results)
+
+
+def test_finding_without_a_proposal_claims_nothing(results):
+    assert "compares nothing" in finding(results | {"proposed": {}})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "expected"),
+    [
+        (1.78512, 0.0123, "1.785 ± 0.012"),
+        (1.78512, None, "1.785"),
+        (1.78512, 0.0, "1.785"),
+        (None, 0.1, "–"),
+        (float("nan"), 0.1, "–"),
+        (123.4, 12.0, "123 ± 12"),
+        (-0.067, 0.00412, "-0.0670 ± 0.0041"),
+    ],
+)
+def test_values_show_the_digits_that_their_error_allows(value, error, expected):
+    assert tables.with_error(value, error) == expected
+
+
+def test_table_has_one_line_per_model_and_marks_the_proposals(results):
+    header, cells = tables.columns(results)
+    names = [line[0] for line in cells]
+    assert names[0] == "EDM"
+    assert names[-1] == "VDM"
+    assert len(names) == len(set(names)) == 12
+    assert [name for name in names if name.endswith("★")] == ["merged, η = 0.200 ★", "merged, η = 0.300 ★"]
+    ancestral = cells[names.index("merged, η = 0.400")][header.index("Fréchet, ancestral")]
+    assert ancestral == "–"
+    assert tables.markdown(results).count("\n") == len(cells) + 2
+
+
+def test_terminal_ends_with_the_finding(results, capsys):
+    tables.print_summary(results | {"finding": finding(results)}, console())
+    printed = capsys.readouterr().out
+    assert "1.907 ± 0.021" in printed
+    assert printed.strip().endswith(finding(results))
+
+
+def test_sample_grid_shows_every_pixel_at_its_grey_level():
+    images = np.zeros((1, 2, 2, 2, 1), np.uint8)
+    images[0, 1] = 16
+    sheet = plots.sample_grid(images, ["row"], 17, zoom=3).axes[0].images[0].get_array()
+    assert sheet.shape == (6, 15, 4)
+    np.testing.assert_array_equal(sheet[:, :6, :3], 0.0)
+    np.testing.assert_array_equal(sheet[:, 9:, :3], 1.0)
+    np.testing.assert_array_equal(sheet[:, 6:9, 3], 0.0)  # the gap is transparent
+
+
+def test_trade_off_draws_the_measured_values(results):
+    top, bottom, plane = plots.trade_off(results).axes
+    drawn = top.containers[0].lines[0].get_xydata()
+    expected = [
+        (r["eta"], r["bpd"]) for r in results["rows"] if r["eta"] is not None and r["sampler"] == "heun"
+    ]
+    np.testing.assert_allclose(drawn, expected)
+    assert len(bottom.containers) == 2
+    assert {"EDM", "VDM"} <= {text.get_text() for text in plane.texts}
+
+
+def test_stacked_terms_end_at_their_sum(results):
+    axis = plots.stacked_terms(results["terms"], "likelihood").axes[0]
+    sums = next(line for line in axis.lines if line.get_marker() == "d").get_xdata()
+    np.testing.assert_allclose(sums, 1.8)
+
+
+def test_curves_with_gaps_are_drawn(results):
+    figure = plots.error_curves(results["curves"], results["proposed"], results["gamma_range"])
+    assert None in results["curves"]["experts"]["EDM"]
+    positions = {round(float(line.get_xdata()[0]), 3) for line in figure.axes[0].lines}
+    assert round(-7.864 + 0.2 * 16.628, 3) in positions
+
+
+def test_drawing_leaves_the_users_matplotlib_alone(results):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    style.png(plots.trade_off(results), dpi=40)
+    assert dict(matplotlib.rcParams) == before
