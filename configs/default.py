@@ -210,16 +210,21 @@ def training() -> ConfigDict:
     return ConfigDict(
         {
             # Optimiser steps, images per step, highest learning rate and the steps it rises over.
-            "steps": 20_000,
+            "steps": 12_000,
             "batch_size": 128,
             "learning_rate": 1e-3,
-            "warmup_steps": 500,
+            "warmup_steps": 200,
+            # AdamW's weight decay (kernels only) and the global norm that gradients are clipped to.
+            "weight_decay": 0.0,
+            "clip": 1.0,
             # Decay per step of the exponential moving average of the weights.
             "ema_decay": 0.999,
-            # Steps between two validations, two pictures of samples and two checkpoints.
+            # EDM's objective: mean and standard deviation of the logarithm of its noise level.
+            "p_mean": -1.2,
+            "p_std": 1.2,
+            # Steps between two validations, each with a picture of samples, and two checkpoints.
             "eval_every": 500,
-            "sample_every": 2000,
-            "checkpoint_every": 500,
+            "save_every": 500,
             # Where the finished expert is written besides the workdir; empty for nowhere.
             "export": "",
         }

@@ -74,8 +74,11 @@ def execute(asked: settings.Settings) -> None:
         if run.results is None:
             if enable_compilation_cache() is None:
                 run.log("the compilation cache cannot be written, so every start compiles anew")
+            import jax
+
             from jaxmerge import tasks
 
+            jax.config.update("jax_default_matmul_precision", config.precision)
             tasks.run(config, run)
         run.show()
 
@@ -151,9 +154,8 @@ def cache_folder() -> Path:
 
 def environment(seed: int) -> dict[str, Any]:
     """Versions, machine, devices, seed and git revision, for the run's record."""
-    import jax
+    from jaxmerge import parallel
 
-    kinds = [device.device_kind for device in jax.devices()]
     versions = {}
     for package in PACKAGES:
         try:
@@ -164,7 +166,7 @@ def environment(seed: int) -> dict[str, Any]:
         "versions": versions,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-        "devices": ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)),
+        "devices": parallel.describe_devices(),
         "seed": seed,
         "revision": revision(),
     }

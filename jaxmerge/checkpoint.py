@@ -58,8 +58,8 @@ def save(path: str | os.PathLike, tree: PyTree, metadata: dict[str, Any], *, ove
     odd = sorted(name for name, leaf in named.items() if leaf.dtype.kind in "OSU")
     if odd or not named:
         raise ValueError(
-            f"the checkpoint {path} needs numeric arrays, got {', '.join(odd) or 'an empty tree'}; put words and "
-            "settings into the metadata."
+            f"the checkpoint {path} needs numeric arrays, got {', '.join(odd) or 'an empty tree'}; put words "
+            "and settings into the metadata."
         )
     staging = path.with_name(f".{path.name}.tmp")
     try:

@@ -11,6 +11,7 @@ algorithms are written as drawing from it; both exist here, the argmax is the de
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from jaxmerge import noise
@@ -19,7 +20,7 @@ from jaxmerge.noise import PixelScale
 
 
 def log_prob(
-    images: UInt8[Array, "B H W C"],
+    images: UInt8[Array | np.ndarray, "B H W C"],
     z0: Float[Array, "B H W C"],
     gamma0: Float[Array, ""] | Float[Array, " B"] | float,
     scale: PixelScale,

@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import erf, logsumexp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, Shaped
 
 from jaxmerge import decoder
 from jaxmerge import noise as noise_levels
@@ -57,19 +58,19 @@ class Dequantized(NamedTuple):
 
 def dequantize(
     method: str,
-    images: UInt8[Array, "B H W C"],
+    images: Shaped[Array | np.ndarray, "B H W C"],
     *,
     scale: PixelScale,
     keys: Key[Array, " B"] | None = None,
     gamma: Float[Array, ""] | float | None = None,
-    noise: Float[Array, "B H W C"] | None = None,
+    noise: Float[Array | np.ndarray, "B H W C"] | None = None,
     dtype=jnp.float32,
 ) -> Dequantized:
     """Draws z ~ q(z | x) for every image.
 
     Args:
         method: "truncated_normal", "uniform" or "variational".
-        images: grey levels 0 ... V-1 [B, H, W, C].
+        images: uint8 grey levels 0 ... V-1 [B, H, W, C].
         scale: the grey levels V.
         keys: one key per image [B]; not needed when `noise` is given. Noise is always drawn in
             float32, so that both precisions see the same.

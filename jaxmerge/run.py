@@ -174,7 +174,7 @@ class Run:
             results: see `jaxmerge.report.page`; config, environment and timings are added.
             pictures: arrays for the report, also named there.
         """
-        from jaxmerge.report import page  # matplotlib takes a second; a run needs it only here
+        from jaxmerge.report import page, style  # matplotlib takes a second; a run needs it only here
 
         results = plain(
             {"name": self.name, "command": self.command, "environment": self.environment}
@@ -184,10 +184,11 @@ class Run:
         results.setdefault("finding", page.finding(results))
         if pictures:
             write_npz(self.path("pictures", "pictures.npz"), pictures)
-        for name, data in page.picture_files(results, pictures or {}).items():
-            write_bytes(self.path("pictures", name), data)
+        drawn = page.figures(results, pictures or {})
+        for name, figure in drawn.items():
+            write_bytes(self.path("pictures", f"{name}.png"), style.png(figure))
         self.write_csv("results.csv", results.get("rows", []))
-        write_bytes(self.path("report.html"), page.page(results, pictures or {}).encode())
+        write_bytes(self.path("report.html"), page.page(results, drawn).encode())
         self.write_json("results.json", results)
 
     def show(self) -> None:

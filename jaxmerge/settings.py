@@ -26,6 +26,7 @@ CHOICES = {
     "likelihood.trace": ("hutchinson", "exact"),
     "likelihood.control": ("fixed", "per_image", "batch"),
     "sampling.sampler": ("heun", "ode", "ancestral"),
+    "expert.kind": ("vdm", "edm"),
     "sampling.decoder": ("argmax", "sample"),
 }
 # Whole numbers that may be zero; every other whole number in a config is a count of at least one.
@@ -72,9 +73,9 @@ def parse(argv: list[str]) -> Settings:
     known = flatten(base.to_dict())
     tokens = [token for key, value in overrides for token in override_tokens(key, value, known)]
     values = flags.FlagValues()
-    config_argv = [argv[0], f"--config={path}", *tokens]
-    config_flags.DEFINE_config_file(
-        "config", None, "The experiment.", flag_values=values, sys_argv=config_argv
+    config_argv = [argv[0], *tokens]
+    config_flags.DEFINE_config_dict(
+        "config", base.copy_and_resolve_references(), flag_values=values, sys_argv=config_argv
     )
     flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
     flags.DEFINE_boolean("traceback", False, "Show the Python traceback of an error.", flag_values=values)

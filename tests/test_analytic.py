@@ -63,7 +63,7 @@ def evaluate(expert, z, gamma):
 
 @functools.partial(jax.jit, static_argnames="probes")
 def tangents(expert, z, gamma, probes):
-    """Jacobian-vector products of eps_hat by one linearisation, as the likelihood takes them, and the probes."""
+    """Jacobian-vector products of eps_hat by one linearisation, and the probes."""
     directions = jax.random.rademacher(jax.random.key(5), (probes, *z.shape), z.dtype)
     _, push = jax.linearize(lambda z: expert.eps_hat(z, gamma), z)
     return jax.vmap(push)(directions), directions

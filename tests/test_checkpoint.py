@@ -153,7 +153,7 @@ def test_damaged_record_is_noticed(saved, text):
 def test_missing_checkpoint(tmp_path):
     assert not checkpoint.exists(tmp_path / "none")
     for read in (checkpoint.load_metadata, lambda p: checkpoint.load(p, make_state())):
-        with pytest.raises(ValueError, match="there is no checkpoint at .*none; check the path"):
+        with pytest.raises(ValueError, match=r"there is no checkpoint at .*none; check the path"):
             read(tmp_path / "none")
 
 

@@ -87,7 +87,7 @@ def test_a_draw_depends_on_its_own_key_alone():
     _, z0 = noisy_images(17, gamma, batch=6)
     z0, keys = jnp.asarray(z0, jnp.float32), image_keys(jax.random.key(1), jnp.arange(6))
     together = decode(z0, gamma, scale, keys=keys)
-    np.testing.assert_array_equal(together[2:4], decode(z0[2:4], gamma, scale, keys=keys[2:4]))
+    np.testing.assert_array_equal(together[::-1], decode(z0[::-1], gamma, scale, keys=keys[::-1]))
 
 
 def test_low_noise_draws_equal_the_argmax():

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.polynomial.hermite_e import hermegauss
 from numpy.polynomial.legendre import leggauss
 from scipy import integrate, stats
 from scipy.special import log_softmax, logsumexp
@@ -36,6 +37,9 @@ KNOWN_BITS = {
 }
 
 
+# Converged quadrature (`two_pixel_reference_bits`) for two correlated pixels at V = 17.
+TWO_PIXEL_GAP_BITS = {"truncated_normal": 0.0019, "uniform": 0.1137, "variational": 0.0026}
+
 jitted = jax.jit(dequantize, static_argnames=("method", "scale", "dtype"))
 image_keys = jax.jit(noise.image_keys)
 
@@ -57,15 +61,22 @@ def two_pixels(levels=17):
     return Discrete.from_images(images, probs.reshape(-1), scale=PixelScale(levels))
 
 
+def batch(levels):
+    """A scale, six images and their keys."""
+    images = np.random.default_rng(0).integers(0, levels, (6, 8, 8, 1)).astype(np.uint8)
+    return PixelScale(levels), images, image_keys(jax.random.key(0), jnp.arange(6))
+
+
 def nodes(method, gamma, levels, count):
     """Quadrature nodes in standardised noise and their probabilities under q."""
     x, w = leggauss(count)
     if method == "uniform":
         return x, w / 2
+    if method == "variational":
+        x, w = hermegauss(count)
+        return x, w / np.sqrt(2 * np.pi)
     tau = np.exp(-gamma / 2) / levels
-    half = tau if method == "truncated_normal" else 9.0
-    q = stats.norm.pdf(half * x) * w * half
-    return half * x, q / (2 * stats.norm.cdf(half) - 1)
+    return tau * x, tau * w * stats.truncnorm.pdf(tau * x, -tau, tau)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "scale"))
@@ -171,11 +182,10 @@ def two_pixel_reference_bits(method, gamma, count):
 @pytest.mark.parametrize("method", METHODS)
 def test_two_correlated_pixels_lie_above_the_entropy_by_the_expected_gap(method):
     gamma = PixelScale(17).uniform_gamma if method == "uniform" else PixelScale(17).gamma_min
-    coarse = bound_bits(method, two_pixels(), gamma, count=16)
-    assert coarse == pytest.approx(two_pixel_reference_bits(method, gamma, count=16), abs=1e-9)
+    coarse = bound_bits(method, two_pixels(), gamma, count=12)
+    assert coarse == pytest.approx(two_pixel_reference_bits(method, gamma, count=12), abs=1e-6)
     gap = two_pixel_reference_bits(method, gamma, count=120) - two_pixels().entropy_bits()
-    known = {"truncated_normal": 0, "uniform": 0, "variational": 0}[method]
-    assert gap == pytest.approx(known, abs=1e-5)
+    assert gap == pytest.approx(TWO_PIXEL_GAP_BITS[method], abs=2e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -267,14 +277,12 @@ def test_likelihood_fixture_of_idode_is_reproduced():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_noise_belongs_to_its_image_whatever_the_batch_and_dtype(method):
-    scale = PixelScale(17)
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 17, (6, 8, 8, 1)).astype(np.uint8))
-    keys = image_keys(jax.random.key(0), jnp.arange(6))
+def test_noise_belongs_to_its_image_whatever_its_place_and_dtype(method):
+    scale, images, keys = batch(17)
     whole = jitted(method, images, scale=scale, keys=keys)
-    part = jax.jit(lambda i, k: jitted(method, i, scale=scale, keys=k))(images[4:], keys[4:])
-    np.testing.assert_allclose(whole.z[4:], part.z, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(whole.log_p_x_given_z[4:], part.log_p_x_given_z, rtol=1e-4, atol=1e-4)
+    backwards = jitted(method, images[::-1], scale=scale, keys=keys[::-1])
+    np.testing.assert_array_equal(whole.z[::-1], backwards.z)
+    np.testing.assert_allclose(whole.log_p_x_given_z[::-1], backwards.log_p_x_given_z, rtol=1e-5)
     with jax.enable_x64(True):
         double = jitted(method, images, scale=scale, keys=keys, dtype=jnp.float64)
         assert {value.dtype for value in double} == {jnp.dtype(jnp.float64)}
@@ -283,29 +291,29 @@ def test_noise_belongs_to_its_image_whatever_the_batch_and_dtype(method):
     np.testing.assert_allclose(whole.entropy, double.entropy, rtol=1e-6)
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_bounded_noise_stays_inside_its_grey_level(levels):
-    scale = PixelScale(levels)
-    images = jnp.arange(levels, dtype=jnp.uint8).reshape(levels, 1, 1, 1).repeat(20, axis=1)
-    keys = image_keys(jax.random.key(0), jnp.arange(levels))
-    for method in ("truncated_normal", "uniform"):
-        d = jitted(method, images, scale=scale, keys=keys)
-        x = d.z / noise.alpha(d.gamma)
-        assert float(jnp.abs(x - scale.encode(images)).max()) <= (1 + 1e-4) / levels
-        assert not d.log_p_x_given_z.any()
+@pytest.mark.parametrize("levels", [17, 256])
+@pytest.mark.parametrize("method", ["truncated_normal", "uniform"])
+def test_bounded_noise_stays_inside_its_grey_level(method, levels):
+    scale, images, keys = batch(levels)
+    d = jitted(method, images, scale=scale, keys=keys)
+    x = np.asarray(d.z) / np.asarray(noise.alpha(d.gamma))
+    assert np.abs(x - scale.values()[images]).max() <= (1 + 1e-4) / levels
+    assert not d.log_p_x_given_z.any()
 
 
-def test_default_noise_levels_and_coupling_across_them():
-    scale = PixelScale(256)
-    images = jnp.full((2, 4, 4, 3), 7, jnp.uint8)
-    keys = image_keys(jax.random.key(0), jnp.arange(2))
-    assert float(jitted("uniform", images, scale=scale, keys=keys).gamma) == pytest.approx(-11.8)
-    for method in ("truncated_normal", "variational"):
-        d = jitted(method, images, scale=scale, keys=keys)
-        assert float(d.gamma) == pytest.approx(scale.gamma_min)
-    low = standard_noise("truncated_normal", keys, (64, 64, 1), scale, -13.3)
-    high = standard_noise("truncated_normal", keys, (64, 64, 1), scale, -12.43)
-    assert np.corrcoef(low.ravel(), high.ravel())[0, 1] > 0.98
+@pytest.mark.parametrize("method", METHODS)
+def test_default_noise_levels(method):
+    scale, images, keys = batch(17)
+    d = jitted(method, images, scale=scale, keys=keys)
+    assert float(d.gamma) == pytest.approx(scale.uniform_gamma if method == "uniform" else scale.gamma_min)
+
+
+def test_the_same_keys_give_nearly_the_same_noise_at_another_truncation():
+    scale, _, keys = batch(256)
+    draw = jax.jit(lambda gamma: standard_noise("truncated_normal", keys, (16, 16, 1), scale, gamma))
+    low, high = np.ravel(draw(-13.3)), np.ravel(draw(-12.43))
+    assert np.corrcoef(low, high)[0, 1] > 0.98
+    np.testing.assert_array_equal(np.argsort(low), np.argsort(high))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def text(results):
-    return page.page(results, fake_pictures())
+    return page.page(results, page.figures(results, fake_pictures()))
 
 
 def test_page_needs_nothing_from_outside(text):
@@ -54,7 +54,7 @@ def test_page_opens_with_the_finding_and_shows_every_part(text, results):
 def test_page_without_optional_parts_still_stands():
     bare = {"name": "training", "rows": [{"step": 100, "loss": 0.25}], "finding": "Done."}
     bare["training"] = {"series": {"loss": {"step": [0, 50, 100], "value": [1.0, 0.5, 0.25]}}}
-    text = page.page(bare, {})
+    text = page.page(bare, page.figures(bare, {}))
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Training", "Measured values", "How it was run", "Config"]
     assert "<td>0.25</td>" in text
 

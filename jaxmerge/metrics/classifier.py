@@ -124,7 +124,7 @@ def score_of_logits(logits: np.ndarray | Array) -> float:
     if logits.ndim != 2 or not logits.size or not np.isfinite(logits).all():
         raise ValueError(
             f"logits must be a finite array [B, K] of at least one image, got the shape {list(logits.shape)} "
-            f"with {int(np.sum(~np.isfinite(logits)))} values that are not finite; look for failed samples first."
+            f"with {int(np.sum(~np.isfinite(logits)))} values that are not finite; find failed samples first."
         )
     log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     log_marginal = np.logaddexp.reduce(log_p, axis=0) - np.log(len(log_p))

@@ -110,21 +110,20 @@ def has_models(results: dict[str, Any]) -> bool:
     return "model" in rows[0]
 
 
-def picture_files(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """Every figure as a PNG file's name and content."""
-    return {f"{name}.png": style.png(figure) for name, figure in figures(results, pictures).items()}
+def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
+    """The report as one HTML text without outside resources.
 
-
-def page(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> str:
-    """The report as one HTML text without outside resources; see the module for both arguments."""
+    Args:
+        results: see the module.
+        drawn: what `figures` returns.
+    """
     title = html.escape(str(results.get("title") or results.get("name") or "run"))
-    drawn = {name: style.svg(figure, name) for name, figure in figures(results, pictures).items()}
 
     def show(name):
         if name not in drawn:
             return ""
-        caption = html.escape(CAPTIONS[name])
-        return f'<figure><div class="scroll">{drawn[name]}</div><figcaption>{caption}</figcaption></figure>'
+        caption = f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption>"
+        return f'<figure><div class="scroll">{style.svg(drawn[name], name)}</div>{caption}</figure>'
 
     sections = [
         ("Likelihood against quality", show("trade_off")),

@@ -18,14 +18,14 @@ DEFINITIONS = {
     "their differences are far more certain than the values.",
     "vlb": "Variational lower bound in bits per dimension, another model (the SDE) of the same network; no order "
     "between the two is implied for trained networks.",
-    "frechet": "Frechet distance, digits classifier: between the penultimate features of samples and of training "
+    "frechet": "Fréchet distance, digits classifier: between the penultimate features of samples and of training "
     "images; lower is better. The error is the standard error over seeds.",
     "nfe_likelihood": "Network calls per image for one likelihood; a call that carries tangents counts once.",
     "nfe_sampling": "Network calls per image for one sample.",
     "sampler": "ode: adaptive probability-flow solve. heun: Heun's method on EDM's noise grid, with the switch as a "
     "grid node. ancestral: uniform steps in gamma.",
     "n_images": "Test images behind bpd.",
-    "n_samples": "Samples per seed behind the Frechet distance.",
+    "n_samples": "Samples per seed behind the Fréchet distance.",
 }
 
 

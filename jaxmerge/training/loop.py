@@ -14,8 +14,8 @@ The workdir receives ``losses.csv`` (every step), ``validation.csv`` (every eval
 
 import contextlib
 import dataclasses
-import functools
 import json
+import math
 import os
 import pathlib
 import signal
@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from rich.console import Console
 
 import jaxmerge
@@ -36,34 +35,11 @@ from jaxmerge import checkpoint
 from jaxmerge.data import Dataset
 from jaxmerge.experts.base import Expert
 from jaxmerge.progress import Progress
+from jaxmerge.training.step import LossFn, TrainState, batch_indices, initial_state, train_step
 from jaxmerge.training.tables import Table, read
 
-LossFn = Callable[[Expert, UInt8[Array, "B H W C"], Key[Array, ""]], Float[Array, ""]]
 KEPT_CHECKPOINTS = 2
 FLUSH_EVERY = 50
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All that a step reads and writes.
-
-    Attributes:
-        step: steps done.
-        expert: the weights being trained.
-        ema: their exponential moving average.
-        opt_state: the optimizer's state.
-        best: the EMA weights that were best on validation images.
-        best_value: their monitored figure; infinite before the first evaluation.
-        best_step: the step they are from.
-    """
-
-    step: Int[Array, ""]
-    expert: Expert
-    ema: Expert
-    opt_state: PyTree
-    best: Expert
-    best_value: Float[Array, ""]
-    best_step: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +137,7 @@ def train(
         },
         **(settings or {}),
     }
-    state = _restore(workdir, _initial(expert, optimizer), identity)
+    state = _restore(workdir, initial_state(expert, optimizer), identity)
     done = int(state.step)
     losses = Table(workdir / "losses.csv", last_step=done)
     validation = Table(workdir / "validation.csv", last_step=done)
@@ -188,70 +164,20 @@ def train(
             done += 1
             pending.append((done, loss))
             evaluating = done % eval_every == 0 or done == steps
-            saving = done % save_every == 0 or done == steps or stop.is_set()
-            if evaluating or saving or len(pending) == FLUSH_EVERY:
+            if evaluating or len(pending) == FLUSH_EVERY:
                 advance(len(pending))
                 mean_loss = _flush(losses, pending)
             if evaluating:
                 state = evaluated(state, mean_loss)
-            if saving:
+            stopping = stop.is_set() and done < steps
+            if stopping or done % save_every == 0 or done == steps:
+                advance(len(pending))
+                _flush(losses, pending)
                 _save(workdir, state, identity)
-            if stop.is_set() and done < steps:
+            if stopping:
                 message = f"stopped after step {done} of {steps}; give the same command again to continue."
                 raise Interrupted(message, stop.number)
     return TrainResult(state.best, state.ema, _record(workdir, state, identity))
-
-
-@functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer"), donate_argnames="state")
-def train_step(
-    state: TrainState,
-    images: UInt8[Array, "B H W C"],
-    key: Key[Array, ""],
-    ema_decay: float,
-    *,
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, Float[Array, ""]]:
-    """One optimizer step and one EMA step; its noise is ``fold_in(key, state.step)``."""
-    loss, grads = jax.value_and_grad(loss_fn)(state.expert, images, jax.random.fold_in(key, state.step))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.expert)
-    expert = optax.apply_updates(state.expert, updates)
-    ema = optax.incremental_update(expert, state.ema, 1.0 - ema_decay_at(state.step, ema_decay))
-    return state.replace(step=state.step + 1, expert=expert, ema=ema, opt_state=opt_state), loss
-
-
-def ema_decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
-    """min(decay, (1 + step) / (10 + step)): early averages forget the random start."""
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-
-
-def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " B"]:
-    """Positions of the images of one step: a cut through one permutation per epoch, end to end."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // size
-    order = {epoch: _permutation(seed, int(epoch), size) for epoch in np.unique(epochs)}
-    return np.array([order[e][p] for e, p in zip(epochs, positions % size, strict=True)])
-
-
-@functools.lru_cache(maxsize=16)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
-
-
-def _initial(expert: Expert, optimizer) -> TrainState:
-    # Separate buffers: the step donates its whole state.
-    def copy():
-        return jax.tree.map(jnp.array, expert)
-
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        expert=copy(),
-        ema=copy(),
-        opt_state=optimizer.init(expert),
-        best=copy(),
-        best_value=jnp.full((), jnp.inf, jnp.float32),
-        best_step=jnp.zeros((), jnp.int32),
-    )
 
 
 def _evaluate(state: TrainState, evaluate, monitor: str) -> tuple[TrainState, dict[str, float]]:
@@ -280,7 +206,7 @@ def _flush(losses: Table, pending: list[tuple[int, jax.Array]]) -> float:
             f"the loss must stay finite, at step {bad[0]} it was not; lower training.learning_rate or "
             "training.clip and start in a new workdir."
         )
-    return float(np.mean([row["loss"] for row in rows]))
+    return float(np.mean([row["loss"] for row in rows])) if rows else math.nan
 
 
 def _checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:

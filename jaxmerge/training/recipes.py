@@ -17,7 +17,13 @@ from jaxmerge.training.validation import validator
 
 
 def vdm_description(
-    *, levels: int, shape: tuple[int, int, int], width: int, depth: int, fourier: tuple[int, ...], dropout: float
+    *,
+    levels: int,
+    shape: tuple[int, int, int],
+    width: int,
+    depth: int,
+    fourier: tuple[int, ...],
+    dropout: float,
 ) -> dict[str, Any]:
     """Description (see `io.build`) of a VDM for images of this shape, gamma from gamma_min to 5."""
     bounds = [PixelScale(levels).gamma_min, VDM_GAMMA_MAX]

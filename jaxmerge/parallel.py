@@ -1,0 +1,75 @@
+"""The only room that knows devices: work on images, sharded over all local devices by ``jax.pmap``.
+
+A function of a batch is mapped over any number of images. Batches are padded to full size by repeating
+an image, and the padding is cut off again, so that neither batch size nor device count changes what is
+computed for an image.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def device_count() -> int:
+    """Number of local devices that work is sharded over."""
+    return jax.local_device_count()
+
+
+def describe_devices() -> str:
+    """Kind and number of the local devices, for reports."""
+    devices = jax.local_devices()
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+
+
+@functools.lru_cache(maxsize=64)
+def _program(fn: Callable, static: tuple, replicated: int, mapped: int) -> Callable:
+    axes = (None,) * replicated + (0,) * mapped
+    return jax.pmap(functools.partial(fn, *static), in_axes=axes)
+
+
+def map_batches(
+    fn: Callable[..., Any],
+    static: tuple,
+    replicated: tuple,
+    arrays: tuple,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Any:
+    """``fn(*static, *replicated, *arrays)`` over the leading axis of `arrays`, batch by batch.
+
+    Args:
+        fn: a top-level function; its results must have the images' axis first.
+        static: hashable arguments; each value compiles its own program.
+        replicated: pytrees that every device gets whole (experts, keys).
+        arrays: arrays [N, ...] that are cut into batches.
+        batch_size: images per device and call.
+        advance: called with the number of images done after each call.
+
+    Returns:
+        fn's results as numpy arrays [N, ...].
+
+    Raises:
+        ValueError: a batch size below 1, or no images.
+    """
+    count = len(arrays[0])
+    if batch_size < 1 or count < 1:
+        raise ValueError(f"batch_size and the number of images must be at least 1, got {batch_size} and {count}.")
+    devices = device_count()
+    per_device = min(batch_size, -(-count // devices))
+    size = per_device * devices
+    program = _program(fn, static, len(replicated), len(arrays))
+    parts = []
+    for start in range(0, count, size):
+        real = min(size, count - start)
+        rows = np.minimum(np.arange(start, start + size), start + real - 1)
+        sharded = [np.asarray(a)[rows].reshape(devices, per_device, *np.shape(a)[1:]) for a in arrays]
+        out = program(*replicated, *sharded)
+        parts.append(jax.tree.map(lambda a: np.asarray(a).reshape(size, *a.shape[2:])[:real], out))
+        advance(real)
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+
