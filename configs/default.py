@@ -78,6 +78,8 @@ def merge() -> ConfigDict:
             # lowest and the highest that the experts allow and 0.1, 0.2, ... between them. The
             # proposed thresholds are always added.
             "etas": ("auto",),
+            # Proposals are taken from a grid of thresholds this far apart.
+            "candidate_step": 0.02,
         }
     )
 
@@ -100,11 +102,14 @@ def likelihood() -> ConfigDict:
             # "per_image" (adaptive, each image its own steps) or "batch" (adaptive, one step size
             # for the whole batch: the result depends on the neighbours).
             "control": "fixed",
-            # Control "fixed": the error per image, in bits per dimension, that the grid may make.
+            # Control "fixed": the mean error in bits per dimension that the grid may make; images whose
+            # own error is estimated at more than twice that are solved again on a finer grid.
             "tolerance": 0.005,
             # Controls "per_image" and "batch": relative and absolute tolerance of the solver.
             "rtol": 1e-5,
             "atol": 1e-5,
+            # Test images on which pixel-scale alignment is compared with the paper's listing.
+            "alignment_images": 60,
             # Images per device and call; changes memory and speed, not the result.
             "batch_size": 60,
         }
@@ -124,8 +129,6 @@ def bound() -> ConfigDict:
             "repeats": 4,
             # Images per device and call.
             "batch_size": 180,
-            # Steps of the discrete-time bound reported beside the continuous one; 0 leaves it out.
-            "discrete_steps": 0,
         }
     )
 
@@ -140,13 +143,13 @@ def sampling() -> ConfigDict:
             "seeds": 3,
             # Images, one seed, for every other threshold; 0 leaves those out.
             "n_samples_other": 1000,
-            # Samplers: "heun" (EDM's noise grid), "ode" (adaptive solve), "ancestral". The first one
+            # Samplers: "heun" (EDM's noise grid), "ode" (fixed grid), "ancestral". The first one
             # is drawn in the trade-off figure.
             "sampler": ("heun", "ancestral"),
             # Steps of Heun's grid; two network calls each.
             "heun_steps": 18,
-            # Relative and absolute tolerance of the sampler "ode".
-            "ode_tolerance": 1e-5,
+            # Steps per unit of gamma of the sampler "ode"; three network calls each.
+            "ode_steps_per_gamma": 3.0,
             # Steps and images of the ancestral sampler, which only the experts and the proposed
             # thresholds get; 0 images leave it out.
             "ancestral_steps": 256,
@@ -191,12 +194,12 @@ def expert() -> ConfigDict:
             # Channels of the network's base width.
             "width": 32,
             # VDM: down blocks; there is one more up block.
-            "depth": 6,
+            "depth": 2,
             # VDM: powers k of the Fourier features of z; at 17 grey levels 2 and 3 carry information.
             "fourier": (2, 3),
             # EDM: widths per resolution, in units of `width`, and residual blocks per resolution.
             "channel_mult": (1, 2),
-            "num_blocks": 2,
+            "num_blocks": 1,
             # EDM: resolutions with self-attention.
             "attn_resolutions": (4,),
             # Dropout rate inside the blocks, in training only.
@@ -211,20 +214,23 @@ def training() -> ConfigDict:
         {
             # Optimiser steps, images per step, highest learning rate and the steps it rises over.
             "steps": 12_000,
-            "batch_size": 128,
+            "batch_size": 64,
             "learning_rate": 1e-3,
-            "warmup_steps": 200,
-            # AdamW's weight decay (kernels only) and the global norm that gradients are clipped to.
+            "warmup_steps": 500,
+            # Decoupled weight decay of kernels (VDM 0.01, EDM none), Adam's second decay rate, and the
+            # largest global norm of the gradient.
             "weight_decay": 0.0,
+            "b2": 0.99,
             "clip": 1.0,
             # Decay per step of the exponential moving average of the weights.
             "ema_decay": 0.999,
-            # EDM's objective: mean and standard deviation of the logarithm of its noise level.
+            # EDM's objective: mean and standard deviation of ln sigma_edm.
             "p_mean": -1.2,
             "p_std": 1.2,
-            # Steps between two validations, each with a picture of samples, and two checkpoints.
+            # Steps between two validations, two pictures of samples (0: none) and two checkpoints.
             "eval_every": 500,
-            "save_every": 500,
+            "sample_every": 2000,
+            "checkpoint_every": 500,
             # Where the finished expert is written besides the workdir; empty for nowhere.
             "export": "",
         }

@@ -21,20 +21,11 @@ def get_config(variant: str = ""):
         raise ValueError(f"configs/digits_edm.py has no variants, got {variant!r}; leave it away.")
     config = default.get_config()
     config.task = "train_expert"
-    config.seed = 1
     config.expert.kind = "edm"
     config.expert.width = 24
     config.expert.channel_mult = (1, 2)
-    config.expert.num_blocks = 2
+    config.expert.num_blocks = 1
     config.expert.attn_resolutions = (4,)
-    config.expert.dropout = 0.13
-    config.training.steps = 12_000
-    config.training.batch_size = 128
-    config.training.learning_rate = 1e-3
-    config.training.weight_decay = 0.0
-    config.training.warmup_steps = 200
-    config.training.ema_decay = 0.999
-    config.training.clip = 1.0
-    config.training.p_mean = -1.2
-    config.training.p_std = 1.2
+    config.training.steps = 10_000
+    config.training.b2 = 0.999
     return config

@@ -21,17 +21,11 @@ def get_config(variant: str = ""):
         raise ValueError(f"configs/digits_vdm.py has no variants, got {variant!r}; leave it away.")
     config = default.get_config()
     config.task = "train_expert"
-    config.seed = 0
     config.expert.kind = "vdm"
     config.expert.width = 32
-    config.expert.depth = 4
+    config.expert.depth = 2
     config.expert.fourier = (2, 3)
-    config.expert.dropout = 0.1
     config.training.steps = 12_000
-    config.training.batch_size = 128
-    config.training.learning_rate = 1e-3
     config.training.weight_decay = 0.01
-    config.training.warmup_steps = 200
-    config.training.ema_decay = 0.999
-    config.training.clip = 1.0
+    config.training.b2 = 0.99
     return config

@@ -38,6 +38,7 @@ def map_batches(
     *,
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
+    full: bool = False,
 ) -> Any:
     """``fn(*static, *replicated, *arrays)`` over the leading axis of `arrays`, batch by batch.
 
@@ -48,6 +49,8 @@ def map_batches(
         arrays: arrays [N, ...] that are cut into batches.
         batch_size: images per device and call.
         advance: called with the number of images done after each call.
+        full: pad to `batch_size` even if there are fewer images, so that a program compiled for full
+            batches serves.
 
     Returns:
         fn's results as numpy arrays [N, ...].
@@ -59,7 +62,7 @@ def map_batches(
     if batch_size < 1 or count < 1:
         raise ValueError(f"batch_size and the number of images must be at least 1, got {batch_size} and {count}.")
     devices = device_count()
-    per_device = min(batch_size, -(-count // devices))
+    per_device = batch_size if full else min(batch_size, -(-count // devices))
     size = per_device * devices
     program = _program(fn, static, len(replicated), len(arrays))
     parts = []

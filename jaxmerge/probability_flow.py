@@ -23,17 +23,17 @@ The trace is taken in forward mode: inside a loop, XLA's reverse mode of convolu
 slower on CPUs.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
 import diffrax as dfx
+import flax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxmerge import noise
-from jaxmerge.experts.base import Expert, Piece
+from jaxmerge.experts.base import Expert, Piece, check_range
 
 # Third order with an embedded second-order solution, three calls per step. Higher orders do not pay:
 # on trained networks RK4 and Dormand-Prince need as many calls for the same error.
@@ -41,18 +41,19 @@ GRID_SOLVER = dfx.Bosh3()
 ADAPTIVE_SOLVER = dfx.Dopri5()
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class FixedGrid:
     """Equal steps in gamma.
 
     Args:
-        steps_per_gamma: steps per unit of gamma, in every piece (three network calls each).
+        steps_per_gamma: steps per unit of gamma, in every piece (three network calls each). A leaf:
+            another density compiles nothing anew.
     """
 
     steps_per_gamma: float = 2.0
 
     def __post_init__(self):
-        if not self.steps_per_gamma > 0:
+        if isinstance(self.steps_per_gamma, int | float) and not self.steps_per_gamma > 0:
             raise ValueError(f"steps_per_gamma must be positive, got {self.steps_per_gamma}.")
 
     def refined(self, factor: float) -> "FixedGrid":
@@ -60,7 +61,7 @@ class FixedGrid:
         return FixedGrid(self.steps_per_gamma * factor)
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class PerImage:
     """Adaptive steps, chosen for each image on its own.
 
@@ -71,10 +72,10 @@ class PerImage:
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    max_steps: int = 4096
+    max_steps: int = flax.struct.field(pytree_node=False, default=4096)
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class BatchCoupled(PerImage):
     """Adaptive steps, one size for the whole batch, from the error of all images together."""
 
@@ -88,7 +89,9 @@ class Solution(NamedTuple):
     Attributes:
         z: state at the end [B, H, W, C].
         divergence: integral of div h over gamma, from start to end, in nats [B]; 0 where no probes were given.
-        error: estimated error of `divergence` (fixed grid: the embedded pair's, an over-estimate) [B].
+        error: bound on the error of `divergence` for the fixed grid, the sum of the embedded pair's local
+            errors without their signs (the signed sum cancels by chance); 20 to 200 times the error on
+            smooth fields. Zero for adaptive steps [B].
         nfe: network calls per image [B].
         ok: whether the solve succeeded and all numbers are finite [B].
     """
@@ -178,7 +181,12 @@ def solve(
 
     Returns:
         The states at `end` and what the solve cost.
+
+    Raises:
+        ValueError: concrete levels outside the expert's range, or in the order that `rising` excludes.
     """
+    if isinstance(start, int | float) and isinstance(end, int | float):
+        _check_levels(expert, start, end, rising)
     batch = len(z)
     zero = jnp.zeros(batch, z.dtype)
     done = Solution(z, zero, zero, zero, jnp.ones(batch, bool))
@@ -193,6 +201,14 @@ def solve(
         )
     finite = jnp.all(jnp.isfinite(done.z), axis=(1, 2, 3)) & jnp.isfinite(done.divergence)
     return done._replace(ok=done.ok & finite)
+
+
+def _check_levels(expert: Expert, start: float, end: float, rising: bool) -> None:
+    if (start < end) != rising and start != end:
+        raise ValueError(
+            f"a solve with rising={rising} cannot run from gamma {start:.4f} to {end:.4f}; pass rising={not rising}."
+        )
+    check_range(expert, min(start, end), max(start, end), what="the probability flow")
 
 
 def _field(probes):
@@ -223,8 +239,9 @@ def _solve_piece(piece: Piece, z, control: Control, probes) -> Solution:
 
 def _fixed(piece: Piece, z, control: FixedGrid, probes) -> Solution:
     start, end = (jnp.asarray(g, z.dtype) for g in (piece.gamma_low, piece.gamma_high))
-    # Rounding guards against ceil(12.000001); an empty piece takes no step.
+    # The subtraction guards against ceil(12.000001); the narrowest piece takes a step, an empty one none.
     steps = jnp.ceil(jnp.abs(end - start) * control.steps_per_gamma - 1e-3).astype(jnp.int32)
+    steps = jnp.maximum(steps, (end != start).astype(jnp.int32))
     width = (end - start) / jnp.maximum(steps, 1)
     terms, expert = _field(probes), piece.expert
 
@@ -235,13 +252,13 @@ def _fixed(piece: Piece, z, control: FixedGrid, probes) -> Solution:
         state, local, _, solver_state, _ = GRID_SOLVER.step(
             terms, t0, t1, state, expert, solver_state, made_jump=False
         )
-        return state, solver_state, error + local[1]
+        return state, solver_state, error + jnp.abs(local[1])
 
     state = (z, jnp.zeros(len(z), z.dtype))
     carry = (state, GRID_SOLVER.init(terms, start, start + width, state, expert), jnp.zeros(len(z), z.dtype))
     (z, divergence), _, error = jax.lax.fori_loop(0, steps, step, carry)
     nfe = jnp.full(len(z), 3.0, z.dtype) * steps + (steps > 0)
-    return Solution(z, divergence, jnp.abs(error), nfe, jnp.ones(len(z), bool))
+    return Solution(z, divergence, error, nfe, jnp.ones(len(z), bool))
 
 
 def _adaptive(piece: Piece, z, control: PerImage, probes) -> Solution:

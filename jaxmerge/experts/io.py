@@ -41,16 +41,21 @@ def build(description: dict[str, Any], *, seed: int | None = None) -> Expert:
     if kind not in _KINDS:
         raise ValueError(f"an expert's kind must be one of {sorted(_KINDS)}, got {kind!r}.")
     expert_class, net_class = _KINDS[kind]
-    as_tuples = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
+    fields, architecture = _tuples(fields), _tuples(architecture)
 
     def make():
         return net_class(**architecture, rngs=nnx.Rngs(0 if seed is None else seed))
 
     try:
         net = nnx.eval_shape(make) if seed is None else make()
-        return expert_class(net=net, **as_tuples)
+        return expert_class(net=net, **fields)
     except TypeError as error:
         raise ValueError(f"the description does not fit an expert of kind {kind!r}: {error}.") from error
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    # JSON has lists only; static attributes must be hashable.
+    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
 
 
 def parameters(expert: Expert) -> dict[str, Any]:

@@ -16,6 +16,26 @@ from jaxmerge.training.optimizer import make_optimizer
 from jaxmerge.training.validation import validator
 
 
+def description(settings: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """Description of the expert that a config's `expert` asks for, for the images of `data`.
+
+    Raises:
+        ValueError: a kind other than "vdm" and "edm".
+    """
+    common = dict(
+        levels=data.levels,
+        shape=data.images.shape[1:],
+        width=settings["width"],
+        dropout=settings["dropout"],
+    )
+    if settings["kind"] == "vdm":
+        return vdm_description(**common, depth=settings["depth"], fourier=settings["fourier"])
+    if settings["kind"] == "edm":
+        names = ("channel_mult", "num_blocks", "attn_resolutions")
+        return edm_description(**common, **{name: settings[name] for name in names})
+    raise ValueError(f"expert.kind must be 'vdm' or 'edm', got {settings['kind']!r}.")
+
+
 def vdm_description(
     *,
     levels: int,
@@ -90,6 +110,7 @@ def train_expert(
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
     clip: float = 1.0,
+    b2: float = 0.99,
     ema_decay: float = 0.999,
     p_mean: float = objectives.P_MEAN,
     p_std: float = objectives.P_STD,
@@ -110,7 +131,7 @@ def train_expert(
         validation: images that choose the best weights.
         workdir: of the run; a run that was stopped continues there.
         steps, batch_size, ema_decay, save_every, eval_every, on_eval, progress, log: see `loop.train`.
-        learning_rate, warmup_steps, weight_decay, clip: see `make_optimizer`.
+        learning_rate, warmup_steps, weight_decay, clip, b2: see `make_optimizer`.
         p_mean, p_std: of ln sigma_edm in EDM's objective.
         seed: of the initial weights and of every batch.
         export: a second place for the finished checkpoint.
@@ -127,6 +148,7 @@ def train_expert(
         "warmup_steps": warmup_steps,
         "weight_decay": weight_decay,
         "clip": clip,
+        "b2": b2,
     }
     settings = {"expert": description, **optimizer_settings}
     objective = objectives.vdm_loss
@@ -146,6 +168,7 @@ def train_expert(
         save_every=save_every,
         eval_every=eval_every,
         evaluate=validator(objective, validation, seed=seed),
+        monitor="loss",
         on_eval=on_eval,
         settings=settings,
         progress=progress,

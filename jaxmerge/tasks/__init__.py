@@ -1,0 +1,28 @@
+"""What a config's task does; the only room that knows ConfigDict.
+
+    merge              measure two experts and their merges, and write the report (``merge.py``)
+    train_expert       train a base expert (``train.py``)
+    train_classifier   train the digits classifier (``train.py``)
+"""
+
+from ml_collections import ConfigDict
+
+from jaxmerge.run import Run
+from jaxmerge.tasks import merge, train
+
+TASKS = {
+    "merge": merge.run,
+    "train_expert": train.expert,
+    "train_classifier": train.classifier,
+}
+
+
+def run(config: ConfigDict, run: Run) -> None:
+    """Does what ``config.task`` says, in the run's workdir.
+
+    Raises:
+        ValueError: an unknown task; names those that there are.
+    """
+    if config.task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {config.task!r}.")
+    TASKS[config.task](config, run)

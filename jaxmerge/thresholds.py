@@ -1,0 +1,419 @@
+"""Choosing the threshold, and sweeping over it.
+
+**Choosing.** arXiv 2511.19434 leaves open how to find eta without a search. The error curves answer it:
+the bound of every threshold is a cumulative sum over them (``vlb.py``), so one pass over images that are
+not test images proposes eta. Two proposals: the best bound's, and the smallest eta within one paired
+standard error of it, since sample quality favours a small eta.
+
+**Sweeping.** Upwards in noise every merge follows the low expert until its threshold; downwards every
+merge follows the high expert. A sweep walks this common trunk once and branches off at each threshold,
+with the same noise and probes for all, so that differences between thresholds are paired.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from jaxmerge import noise, parallel, sampling
+from jaxmerge import likelihood as likelihood_room
+from jaxmerge import probability_flow as flow
+from jaxmerge.dequantize import dequantize
+from jaxmerge.experts.base import Expert
+from jaxmerge.likelihood import Likelihood
+from jaxmerge.merge import Switch, eta_range
+from jaxmerge.vlb import Curves
+
+
+def standard_etas(low: Expert, high: Expert) -> list[float]:
+    """The thresholds of Tables 1, 2 and 5: eta_min, 0.1, ..., 0.8, eta_max, those that both experts allow."""
+    lowest, highest = eta_range(low, high)
+    inner = [k / 10 for k in range(1, 9) if lowest < k / 10 < highest]
+    return [lowest, *inner, highest]
+
+
+class Proposal(NamedTuple):
+    """Thresholds proposed from error curves.
+
+    Attributes:
+        best: eta with the lowest bound.
+        cautious: the smallest eta whose bound is within one paired standard error of the best.
+        merge: whether the best merge's bound is below both single experts' by more than one paired standard error.
+        etas: candidates [E].
+        bpd: their bounds [E].
+        se: standard error over images [E].
+        excess: paired difference to the best bound [E].
+        excess_se: its standard error [E].
+    """
+
+    best: float
+    cautious: float
+    merge: bool
+    etas: Float[np.ndarray, " E"]
+    bpd: Float[np.ndarray, " E"]
+    se: Float[np.ndarray, " E"]
+    excess: Float[np.ndarray, " E"]
+    excess_se: Float[np.ndarray, " E"]
+
+
+def propose(curves: Curves, etas: Sequence[float], *, low: int = 0, high: int = 1) -> Proposal:
+    """Proposes thresholds from the curves of two experts on images that are not test images.
+
+    Args:
+        curves: measured with every candidate as an edge.
+        etas: candidates, as positions in the merged range.
+        low, high: numbers of the low-noise and the high-noise expert.
+    """
+    span = curves.ranges[low][0], curves.ranges[high][1]
+    etas = np.sort(np.asarray(etas, np.float64))
+    per_image = np.stack(
+        [curves.switch(noise.gamma_of_eta(eta, *span), low, high).sum(-1) for eta in etas], axis=1
+    )
+    best = int(np.argmin(per_image.mean(0)))
+    excess = per_image - per_image[:, [best]]
+    excess_se = _se(excess)
+    cautious = int(np.argmax(excess.mean(0) <= excess_se))
+    singles = np.stack([curves.single(k).sum(-1) for k in (low, high)], axis=1)
+    gain = singles - per_image[:, [best]]
+    return Proposal(
+        best=float(etas[best]),
+        cautious=float(etas[cautious]),
+        merge=bool(np.all(gain.mean(0) > _se(gain))),
+        etas=etas,
+        bpd=per_image.mean(0),
+        se=_se(per_image),
+        excess=excess.mean(0),
+        excess_se=excess_se,
+    )
+
+
+def _se(values: np.ndarray) -> np.ndarray:
+    return values.std(axis=0, ddof=1) / math.sqrt(len(values))
+
+
+class Weights(NamedTuple):
+    """Weights per noise level that minimise the bound; optimal for the bound only.
+
+    Attributes:
+        gamma: middle of each stratum [S].
+        affine: weights that sum to 1 [S, K]; zero for an expert that does not answer.
+        convex: the same between 0 and 1.
+        affine_bpd, convex_bpd, best_single_bpd: diffusion terms of the three routings, bits per dimension.
+        condition: condition number of the second moments [S].
+    """
+
+    gamma: Float[np.ndarray, " S"]
+    affine: Float[np.ndarray, "S K"]
+    convex: Float[np.ndarray, "S K"]
+    affine_bpd: float
+    convex_bpd: float
+    best_single_bpd: float
+    condition: Float[np.ndarray, " S"]
+
+
+def affine_weights(gram: Float[np.ndarray, "K K"]) -> Float[np.ndarray, " K"]:
+    """w = M^-1 1 / (1^T M^-1 1), the minimiser of w^T M w with weights that sum to 1."""
+    solved = np.linalg.lstsq(gram, np.ones(len(gram)), rcond=None)[0]
+    return solved / solved.sum()
+
+
+def convex_weights(gram: Float[np.ndarray, "K K"]) -> Float[np.ndarray, " K"]:
+    """The minimiser of w^T M w with non-negative weights that sum to 1.
+
+    The optimum is the affine one on its own support, so trying every support is exact; K is small.
+    """
+    count = len(gram)
+    best, weights = math.inf, np.zeros(count)
+    for size in range(1, count + 1):
+        for support in itertools.combinations(range(count), size):
+            w = np.zeros(count)
+            w[list(support)] = affine_weights(gram[np.ix_(support, support)])
+            value = w @ gram @ w
+            if w.min() >= 0 and value < best:
+                best, weights = value, w
+    return weights
+
+
+def best_weights(curves: Curves) -> Weights:
+    """Weights per stratum from the second moments of the experts' errors."""
+    gram, answers = curves.gram(), curves.answers()
+    strata, count = len(gram), len(curves.names)
+    affine, convex = np.zeros((strata, count)), np.zeros((strata, count))
+    condition = np.ones(strata)
+    for s in range(strata):
+        active = np.flatnonzero(answers[:, s])
+        if len(active) == 0:
+            continue
+        part = gram[s][np.ix_(active, active)]
+        affine[s, active], convex[s, active] = affine_weights(part), convex_weights(part)
+        condition[s] = np.linalg.cond(part)
+    scale = 0.5 * curves.bits * np.diff(curves.edges)
+
+    def total(w):
+        return float(np.sum(scale * np.einsum("sk,skl,sl->s", w, gram, w)))
+
+    squared = np.where(answers.T, np.einsum("skk->sk", gram), np.inf)
+    single = np.eye(count)[np.argmin(squared, axis=1)] * answers.any(0)[:, None]
+    return Weights(curves.centres, affine, convex, total(affine), total(convex), total(single), condition)
+
+
+class Sweep(NamedTuple):
+    """Likelihoods of both experts and of every merge, on the same images, noise and probes.
+
+    Attributes:
+        low: the low-noise expert over its own range.
+        high: the high-noise expert over its own range.
+        merged: per threshold.
+        calls: network calls per image that the whole sweep made, shared parts counted once.
+        calls_apart: what separate evaluations would have made.
+    """
+
+    low: Likelihood
+    high: Likelihood
+    merged: list[Likelihood]
+    calls: float
+    calls_apart: float
+
+
+def _sweep_likelihood(scale, settings, low, high, gammas, key, images, index):
+    """Trunk upwards through the low expert, one branch through the high expert per threshold."""
+    keys = noise.image_keys(key, index)
+    probes = likelihood_room.probes_for(keys, images.shape[1:], settings)
+    draw_keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 0), 0))(keys)
+    start = likelihood_room.start_gamma(low, settings.dequantization, scale)
+    d = dequantize(
+        settings.dequantization, images, scale=scale, keys=draw_keys, gamma=start, dtype=settings.dtype
+    )
+    solve = functools.partial(flow.solve, rising=True, control=settings.control, probes=probes)
+    bits = 1.0 / (math.prod(images.shape[1:]) * math.log(2))
+
+    def climb(carry, ends):
+        """One stretch of the trunk, up to the next threshold."""
+        z, total = carry
+        step = solve(low, z, ends[0], ends[1])
+        total = jax.tree.map(jnp.add, total, (step.divergence, step.error, step.nfe, ~step.ok * 1))
+        return (step.z, total), (step.z, total)
+
+    def branch(node):
+        gamma, z, trunk = node
+        end = solve(high, z, gamma, high.gamma_range[1])
+        whole = jax.tree.map(jnp.add, trunk, (end.divergence, end.error, end.nfe, ~end.ok * 1))
+        return describe(end.z, high.gamma_range[1], whole), end.nfe
+
+    def describe(z, gamma, whole):
+        divergence, error, nfe, failures = whole
+        prior = likelihood_room.gaussian_prior(z, gamma)
+        log_prob = prior + divergence + d.log_p_x_given_z + d.entropy
+        return Likelihood(
+            bpd=-bits * log_prob,
+            prior=-bits * prior,
+            trace=-bits * divergence,
+            dequantization=-bits * d.entropy,
+            decoder=-bits * d.log_p_x_given_z,
+            error=bits * error,
+            nfe=nfe,
+            ok=(failures == 0) & jnp.isfinite(log_prob),
+            refined=jnp.zeros(len(images), bool),
+        )
+
+    with jax.default_matmul_precision("highest"):
+        zero = jnp.zeros(len(images), settings.dtype)
+        carry = (d.z, (zero, zero, zero, jnp.zeros(len(images), jnp.int32)))
+        first = jnp.concatenate([jnp.asarray([start], gammas.dtype), gammas[:-1]])
+        carry, (states, trunks) = jax.lax.scan(climb, carry, jnp.stack([first, gammas], axis=1))
+        merged, branch_nfe = jax.lax.map(branch, (gammas, states, trunks))
+        (z, whole), _ = climb(carry, (gammas[-1], low.gamma_range[1]))
+    single = describe(z, low.gamma_range[1], whole)
+    calls = whole[2] + jnp.sum(branch_nfe, axis=0)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), merged), single, calls
+
+
+def sweep_likelihood(
+    low: Expert,
+    high: Expert,
+    etas: Sequence[float],
+    images: UInt8[np.ndarray, "N H W C"],
+    *,
+    key: Key[Array, ""],
+    index: Int[np.ndarray, " N"] | None = None,
+    settings: likelihood_room.Settings = likelihood_room.Settings(),
+    refinement: likelihood_room.Refinement | None = None,
+    batch_size: int = 64,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Sweep:
+    """Exact likelihood of both experts and of the merge at every threshold, sharing what they share.
+
+    The numbers are those of `likelihood.evaluate` on each model up to the solver's error: same noise,
+    same probes, but the trunk's grid has a node at every threshold.
+
+    Args:
+        low, high: the experts, single-piece ones.
+        etas: thresholds, any order.
+        images, key, index, settings, refinement, batch_size, advance: as in `likelihood.evaluate`; one draw
+            per image.
+
+    Raises:
+        ValueError: a threshold outside the experts' ranges, several draws, or images that do not fit.
+    """
+    if settings.draws != 1:
+        raise ValueError(f"a sweep takes one draw per image, got draws={settings.draws}; evaluate merges one by one.")
+    merges = [Switch(low, high, eta) for eta in etas]
+    scale = merges[0].pixel_scale
+    images = scale.check(images, merges[0].image_shape)
+    index = np.arange(len(images)) if index is None else np.asarray(index)
+    gammas = np.array([float(m.gamma) for m in merges], settings.dtype)
+    order = np.argsort(gammas)
+
+    def solve(settings, images, index, full):
+        return parallel.map_batches(
+            _sweep_likelihood,
+            (scale,),
+            (settings, low, high, gammas[order], key),
+            (images, index),
+            batch_size=batch_size,
+            advance=(lambda n: None) if full else advance,
+            full=full,
+        )
+
+    def largest_error(result):
+        return np.maximum(result[0].error.max(axis=1), result[1].error)
+
+    def mark(result):
+        merged, single, calls = result
+        ones = [r._replace(refined=np.ones_like(r.refined)) for r in (merged, single)]
+        return *ones, calls
+
+    merged, single, calls = likelihood_room.refine(
+        solve, largest_error, mark, images, index, settings, refinement
+    )
+    apart = likelihood_room.evaluate(
+        high, images, key=key, index=index, settings=settings, refinement=refinement, batch_size=batch_size
+    )
+    rows = [jax.tree.map(lambda a, i=i: a[:, i], merged) for i in np.argsort(order)]
+    separate = sum(float(r.nfe.mean()) for r in [single, apart, *rows])
+    return Sweep(single, apart, rows, float(calls.mean() + apart.nfe.mean()), separate)
+
+
+class SampleSweep(NamedTuple):
+    """Samples of every merge from the same noise.
+
+    Attributes:
+        images: per threshold, grey levels [N, H, W, C].
+        nfe: per threshold, network calls per image of its own trajectory.
+        calls: network calls per image of the whole sweep.
+    """
+
+    images: list[UInt8[np.ndarray, "N H W C"]]
+    nfe: list[float]
+    calls: float
+
+
+def _sweep_heun(scale, shape, settings, low, high, gammas, key, index):
+    """Heun: trunk downwards over the common grid through the high expert, one branch per threshold."""
+    gamma_min, gamma_max = low.gamma_range[0], high.gamma_range[1]
+    z = sampling.initial_state(key, index, shape, gamma_max)
+    grid = jnp.asarray(sampling.noise_grid(settings.steps, gamma_max, gamma_min), z.dtype)
+    cuts = noise.sigma_edm(gammas.astype(z.dtype))
+    # The trunk needs the nodes above the lowest threshold; the intervals below it are not walked.
+    needed = jnp.sum(grid > jnp.min(cuts)) - 1
+
+    def descend(y, i):
+        y_next = jax.lax.cond(i < needed, lambda: sampling.heun_step(high, y, grid[i], grid[i + 1]), lambda: y)
+        return y_next, y
+
+    y = z / noise.alpha(jnp.asarray(gamma_max, z.dtype))
+    _, trunk = jax.lax.scan(descend, y, jnp.arange(settings.steps - 1))
+
+    def branch(cut):
+        node = jnp.sum(grid > cut) - 1
+        y = trunk[node]
+        y, calls_high = sampling.heun_segment(high, y, grid[node], cut, grid)
+        y, calls_low = sampling.heun_segment(low, y, cut, grid[-1], grid)
+        z0 = y * noise.alpha(jnp.asarray(gamma_min, y.dtype))
+        images = sampling.finish(low, z0, settings, scale, key=key, index=index)
+        own = calls_high + calls_low
+        return images, own, own + 2.0 * node
+
+    images, own, whole = jax.lax.map(branch, cuts)
+    calls = jnp.sum(own) + 2.0 * needed
+    return jnp.moveaxis(images, 0, 1), *(jnp.broadcast_to(a, (len(index), *a.shape)) for a in (whole, calls))
+
+
+def _sweep_ode(scale, shape, settings, low, high, gammas, key, index):
+    """ODE: trunk downwards through the high expert with a stop at every threshold, then branches."""
+    gamma_min, gamma_max = low.gamma_range[0], high.gamma_range[1]
+    z = sampling.initial_state(key, index, shape, gamma_max)
+    solve = functools.partial(flow.solve, rising=False, control=settings.control)
+    order = jnp.argsort(-gammas)
+    falling = gammas[order]
+    starts = jnp.concatenate([jnp.asarray([gamma_max], gammas.dtype), falling[:-1]])
+
+    def descend(carry, ends):
+        z, nfe = carry
+        step = solve(high, z, ends[0], ends[1])
+        return (step.z, nfe + step.nfe), (step.z, nfe + step.nfe)
+
+    carry = (z, jnp.zeros(len(index)))
+    (_, trunk_nfe), (states, above) = jax.lax.scan(descend, carry, jnp.stack([starts, falling], axis=1))
+
+    def branch(node):
+        gamma, z = node
+        end = solve(low, z, gamma, gamma_min)
+        return sampling.finish(low, end.z, settings, scale, key=key, index=index), end.nfe
+
+    images, below = jax.lax.map(branch, (falling, states))
+    back = jnp.argsort(order)
+    whole = jnp.moveaxis((above + below)[back], 0, 1)
+    return jnp.moveaxis(images[back], 0, 1), whole, trunk_nfe + jnp.sum(below, axis=0)
+
+
+def sweep_samples(
+    low: Expert,
+    high: Expert,
+    etas: Sequence[float],
+    count: int,
+    *,
+    key: Key[Array, ""],
+    settings: sampling.Settings = sampling.Settings(),
+    first: int = 0,
+    batch_size: int = 250,
+    advance: Callable[[int], None] = lambda n: None,
+) -> SampleSweep:
+    """Samples of the merge at every threshold from the same noise, sharing the high expert's trajectory.
+
+    With Heun the images are those of `sampling.generate` on each merge, step for step. With the ODE they
+    agree up to the solver's error.
+
+    Args:
+        low, high: the experts, single-piece ones.
+        etas: thresholds, any order.
+        count, key, settings, first, batch_size, advance: as in `sampling.generate`.
+
+    Raises:
+        ValueError: a threshold outside the experts' ranges, or the ancestral sampler, whose steps share
+            nothing.
+    """
+    programs = {"heun": _sweep_heun, "ode": _sweep_ode}
+    if settings.sampler not in programs:
+        raise ValueError(f"a sweep of samples takes one of {sorted(programs)}, got {settings.sampler!r}.")
+    merges = [Switch(low, high, eta) for eta in etas]
+    scale, shape = merges[0].pixel_scale, merges[0].image_shape
+    images, nfe, calls = parallel.map_batches(
+        programs[settings.sampler],
+        (scale, shape),
+        (settings, low, high, np.array([float(m.gamma) for m in merges], np.float32), key),
+        (np.arange(first, first + count),),
+        batch_size=batch_size,
+        advance=advance,
+    )
+    return SampleSweep(
+        [images[:, i] for i in range(len(merges))],
+        [float(nfe[:, i].mean()) for i in range(len(merges))],
+        float(calls.mean()),
+    )
