@@ -21,8 +21,11 @@ def get_config(variant: str = ""):
     if variant == "full":
         config.likelihood.n_images = 360
         config.likelihood.tolerance = 0.002
+        config.likelihood.image_tolerance = 0.01
+        config.likelihood.alignment_images = 360
+        config.likelihood.batch_size = 60
         config.bound.n_images = 360
-        config.bound.n_times = 16
+        config.bound.n_times = 2
         config.bound.repeats = 10
         config.sampling.seeds = 5
         config.sampling.sampler = ("ode", "heun", "ancestral")

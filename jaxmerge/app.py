@@ -61,8 +61,10 @@ def main(argv: list[str]) -> int:
 
 def execute(asked: settings.Settings) -> None:
     """Starts, continues or shows the run that was asked for."""
-    from jaxmerge.run import Run  # after the command line is known to be good: rich and numpy take time
+    from jaxmerge import parallel  # after the command line is known to be good: JAX takes time to import
+    from jaxmerge.run import Run
 
+    parallel.use_all_cores()
     config = asked.config
     with Run(
         asked.workdir,

@@ -70,6 +70,8 @@ class Settings:
             raise ValueError(f"trace must be 'hutchinson' or 'exact', got {self.trace!r}.")
         if self.probes < 1 or self.draws < 1:
             raise ValueError(f"probes and draws must be at least 1, got {self.probes} and {self.draws}.")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
 
 
 class Likelihood(NamedTuple):
@@ -148,11 +150,13 @@ def log_likelihood(
             ``lambda z, gamma: expert.log_prob(z, gamma)``.
 
     Raises:
-        ValueError: no scale known, or noise levels outside the expert's range.
+        ValueError: no scale known, noise levels outside the expert's range, or float64 while JAX has it off.
     """
     scale = scale or expert.pixel_scale
     if scale is None:
         raise ValueError("this expert does not know its grey levels; pass scale=PixelScale(levels).")
+    if settings.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("a float64 likelihood needs jax_enable_x64, which is off; switch it on or ask for float32.")
     index = jnp.arange(len(images)) if index is None else index
     keys = noise.image_keys(key, index)
     low = start_gamma(expert, settings.dequantization, scale)
@@ -281,6 +285,8 @@ def evaluate(
         1.7...
     """
     scale = expert.pixel_scale
+    if scale is None:
+        raise ValueError("evaluate needs an expert that knows its grey levels; use log_likelihood with scale=.")
     images = scale.check(images, expert.image_shape)
     index = np.arange(len(images)) if index is None else np.asarray(index)
 
@@ -339,16 +345,17 @@ def choose_grid(
     Args:
         expert: the merge that will be evaluated.
         images: training images, a few dozen.
-        key, settings, batch_size: as in `evaluate`.
+        key, settings, batch_size: as in `evaluate`; the settings' control says which kind of grid.
         tolerance: bits per dimension.
         first, most: densities to start from and to give up at, steps per unit of gamma.
 
     Raises:
         ValueError: the tolerance is not reached; float32 cannot resolve every tolerance.
     """
+    kind = settings.control if isinstance(settings.control, flow.FixedGrid) else flow.FixedGrid()
     densities, results, mean_change, max_change = [first], [], [], []
     while densities[-1] <= most:
-        control = flow.FixedGrid(densities[-1])
+        control = kind.replace(steps_per_gamma=densities[-1])
         results.append(
             evaluate(expert, images, key=key, settings=settings.replace(control=control), batch_size=batch_size)
         )
@@ -363,7 +370,7 @@ def choose_grid(
             if mean_change[-1] <= tolerance:
                 scale = float(change.mean() / before.error[both].mean())
                 return GridChoice(
-                    flow.FixedGrid(densities[-2]),
+                    kind.replace(steps_per_gamma=densities[-2]),
                     Refinement(tolerance, scale),
                     densities,
                     mean_change,

@@ -5,6 +5,7 @@ threshold, no training. `Mixture` blends experts with weights that depend on the
 experts, so merges nest: a mixture between two single-expert ranges is a switch of switches.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -224,7 +225,7 @@ class Mixture(Expert):
         cuts = jnp.sort(jnp.clip(jnp.stack([jnp.asarray(g) for g in inner]), low, high))
         edges = [low, *cuts, high]
         return tuple(
-            Piece(a, b, self._between(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)
+            Piece(a, b, self._between(a, b)) for a, b in itertools.pairwise(edges)
         )
 
     def _between(self, low, high) -> "Mixture":

@@ -82,9 +82,15 @@ def noise_grid(steps: int, gamma_max: float, gamma_min: float) -> np.ndarray:
 
 def heun_step(expert: Expert, y: Float[Array, "N H W C"], s, s_next) -> Float[Array, "N H W C"]:
     """One Heun step of dy / d sigma_edm = eps_hat from s to s_next, both answered by `expert`."""
-    slope = _slope(expert, y, s)
-    predicted = y + (s_next - s) * slope
-    return y + (s_next - s) * 0.5 * (slope + _slope(expert, predicted, s_next))
+
+    # A loop over the two stages: the network is compiled once, not twice.
+    def stage(k, carry):
+        total, point = carry
+        slope = _slope(expert, point, jnp.where(k == 0, s, s_next))
+        return total + slope, y + (s_next - s) * slope
+
+    total, _ = jax.lax.fori_loop(0, 2, stage, (jnp.zeros_like(y), y))
+    return y + (s_next - s) * 0.5 * total
 
 
 def _slope(expert, y, s):
@@ -104,13 +110,14 @@ def heun_segment(
         y at `end` and the number of network calls.
     """
     first = jnp.sum(grid >= start) - 1
-    last = jnp.sum(grid > end) - 1
+    # A segment without length, as nested merges can have, has no steps even inside an interval.
+    last = jnp.where(start > end, jnp.sum(grid > end) - 1, first - 1)
 
     def step(i, y):
         return heun_step(expert, y, jnp.minimum(grid[i], start), jnp.maximum(grid[i + 1], end))
 
     y = jax.lax.fori_loop(first, last + 1, step, y)
-    return y, 2.0 * jnp.maximum(last + 1 - first, 0)
+    return y, 2.0 * (last + 1 - first)
 
 
 def heun(

@@ -30,7 +30,10 @@ CHOICES = {
     "sampling.decoder": ("argmax", "sample"),
 }
 # Whole numbers that may be zero; every other whole number in a config is a count of at least one.
-MAY_BE_ZERO = ("seed", "n_samples_other", "ancestral_samples", "warmup_steps", "discrete_steps")
+MAY_BE_ZERO = (
+    *("seed", "alignment_images", "n_samples_other", "ancestral_samples"),
+    *("warmup_steps", "sample_every"),
+)
 
 
 class Settings(NamedTuple):
@@ -238,7 +241,7 @@ def check(config: dict[str, Any]) -> None:
             raise ValueError(f"{key} must be a finite number, got {value}.")
         if isinstance(value, int) and value < (0 if last in MAY_BE_ZERO else 1):
             raise ValueError(f"{key} must be at least {0 if last in MAY_BE_ZERO else 1}, got {value}.")
-        if last in ("tolerance", "rtol", "atol", "ode_tolerance") and not 0 < value < 1:
+        if last in ("tolerance", "image_tolerance", "rtol", "atol", "candidate_step") and not 0 < value < 1:
             raise ValueError(f"{key} must lie between 0 and 1, got {value}.")
 
 

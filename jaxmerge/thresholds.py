@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from jaxmerge import noise, parallel, sampling
 from jaxmerge import likelihood as likelihood_room
+from jaxmerge import noise, parallel, sampling
 from jaxmerge import probability_flow as flow
 from jaxmerge.dequantize import dequantize
 from jaxmerge.experts.base import Expert
@@ -118,8 +118,13 @@ class Weights(NamedTuple):
 
 
 def affine_weights(gram: Float[np.ndarray, "K K"]) -> Float[np.ndarray, " K"]:
-    """w = M^-1 1 / (1^T M^-1 1), the minimiser of w^T M w with weights that sum to 1."""
-    solved = np.linalg.lstsq(gram, np.ones(len(gram)), rcond=None)[0]
+    """w = M^-1 1 / (1^T M^-1 1), the minimiser of w^T M w with weights that sum to 1.
+
+    A ridge of 1e-12 of the mean diagonal makes it unique where experts are equal: they share their weight.
+    """
+    size = np.trace(gram) / len(gram)
+    ridge = 1e-12 * size if size > 0 else 1.0
+    solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), np.ones(len(gram)))
     return solved / solved.sum()
 
 
@@ -222,13 +227,16 @@ def _sweep_likelihood(scale, settings, low, high, gammas, key, images, index):
             refined=jnp.zeros(len(images), bool),
         )
 
+    # Uniform dequantisation starts above the lowest thresholds; those merges are the high expert alone.
+    gammas = jnp.maximum(gammas, start)
+    nodes = jnp.concatenate([jnp.full(1, start, gammas.dtype), gammas, jnp.full(1, low.gamma_range[1], gammas.dtype)])
     with jax.default_matmul_precision("highest"):
         zero = jnp.zeros(len(images), settings.dtype)
         carry = (d.z, (zero, zero, zero, jnp.zeros(len(images), jnp.int32)))
-        first = jnp.concatenate([jnp.asarray([start], gammas.dtype), gammas[:-1]])
-        carry, (states, trunks) = jax.lax.scan(climb, carry, jnp.stack([first, gammas], axis=1))
-        merged, branch_nfe = jax.lax.map(branch, (gammas, states, trunks))
-        (z, whole), _ = climb(carry, (gammas[-1], low.gamma_range[1]))
+        # The trunk's last stretch, beyond the highest threshold, is the low expert on its own.
+        (z, whole), (states, trunks) = jax.lax.scan(climb, carry, jnp.stack([nodes[:-1], nodes[1:]], axis=1))
+        below = jax.tree.map(lambda a: a[:-1], (states, trunks))
+        merged, branch_nfe = jax.lax.map(branch, (gammas, *below))
     single = describe(z, low.gamma_range[1], whole)
     calls = whole[2] + jnp.sum(branch_nfe, axis=0)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), merged), single, calls
@@ -262,7 +270,9 @@ def sweep_likelihood(
         ValueError: a threshold outside the experts' ranges, several draws, or images that do not fit.
     """
     if settings.draws != 1:
-        raise ValueError(f"a sweep takes one draw per image, got draws={settings.draws}; evaluate merges one by one.")
+        raise ValueError(
+            f"a sweep takes one draw per image, got draws={settings.draws}; evaluate merges one by one."
+        )
     merges = [Switch(low, high, eta) for eta in etas]
     scale = merges[0].pixel_scale
     images = scale.check(images, merges[0].image_shape)
@@ -314,7 +324,14 @@ class SampleSweep(NamedTuple):
     calls: float
 
 
-def _sweep_heun(scale, shape, settings, low, high, gammas, key, index):
+def _branches(branch, nodes, used):
+    """`branch` of every node that is used; the others are padding and give zeros without any work."""
+    one = jax.tree.map(lambda a: a[0], nodes)
+    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(branch, one))
+    return jax.lax.map(lambda n: jax.lax.cond(n[1], lambda: branch(n[0]), lambda: empty), (nodes, used))
+
+
+def _sweep_heun(scale, shape, settings, low, high, gammas, used, key, index):
     """Heun: trunk downwards over the common grid through the high expert, one branch per threshold."""
     gamma_min, gamma_max = low.gamma_range[0], high.gamma_range[1]
     z = sampling.initial_state(key, index, shape, gamma_max)
@@ -324,7 +341,9 @@ def _sweep_heun(scale, shape, settings, low, high, gammas, key, index):
     needed = jnp.sum(grid > jnp.min(cuts)) - 1
 
     def descend(y, i):
-        y_next = jax.lax.cond(i < needed, lambda: sampling.heun_step(high, y, grid[i], grid[i + 1]), lambda: y)
+        y_next = jax.lax.cond(
+            i < needed, lambda: sampling.heun_step(high, y, grid[i], grid[i + 1]), lambda: y
+        )
         return y_next, y
 
     y = z / noise.alpha(jnp.asarray(gamma_max, z.dtype))
@@ -337,15 +356,15 @@ def _sweep_heun(scale, shape, settings, low, high, gammas, key, index):
         y, calls_low = sampling.heun_segment(low, y, cut, grid[-1], grid)
         z0 = y * noise.alpha(jnp.asarray(gamma_min, y.dtype))
         images = sampling.finish(low, z0, settings, scale, key=key, index=index)
-        own = calls_high + calls_low
+        own = calls_high + calls_low + (settings.final == "denoise")
         return images, own, own + 2.0 * node
 
-    images, own, whole = jax.lax.map(branch, cuts)
+    images, own, whole = _branches(branch, cuts, used)
     calls = jnp.sum(own) + 2.0 * needed
     return jnp.moveaxis(images, 0, 1), *(jnp.broadcast_to(a, (len(index), *a.shape)) for a in (whole, calls))
 
 
-def _sweep_ode(scale, shape, settings, low, high, gammas, key, index):
+def _sweep_ode(scale, shape, settings, low, high, gammas, used, key, index):
     """ODE: trunk downwards through the high expert with a stop at every threshold, then branches."""
     gamma_min, gamma_max = low.gamma_range[0], high.gamma_range[1]
     z = sampling.initial_state(key, index, shape, gamma_max)
@@ -365,9 +384,10 @@ def _sweep_ode(scale, shape, settings, low, high, gammas, key, index):
     def branch(node):
         gamma, z = node
         end = solve(low, z, gamma, gamma_min)
-        return sampling.finish(low, end.z, settings, scale, key=key, index=index), end.nfe
+        calls = end.nfe + (settings.final == "denoise")
+        return sampling.finish(low, end.z, settings, scale, key=key, index=index), calls
 
-    images, below = jax.lax.map(branch, (falling, states))
+    images, below = _branches(branch, (falling, states), used[order])
     back = jnp.argsort(order)
     whole = jnp.moveaxis((above + below)[back], 0, 1)
     return jnp.moveaxis(images[back], 0, 1), whole, trunk_nfe + jnp.sum(below, axis=0)
@@ -382,6 +402,7 @@ def sweep_samples(
     key: Key[Array, ""],
     settings: sampling.Settings = sampling.Settings(),
     first: int = 0,
+    slots: int | None = None,
     batch_size: int = 250,
     advance: Callable[[int], None] = lambda n: None,
 ) -> SampleSweep:
@@ -394,6 +415,7 @@ def sweep_samples(
         low, high: the experts, single-piece ones.
         etas: thresholds, any order.
         count, key, settings, first, batch_size, advance: as in `sampling.generate`.
+        slots: room for this many thresholds in the compiled program, so that sweeps over fewer reuse it.
 
     Raises:
         ValueError: a threshold outside the experts' ranges, or the ancestral sampler, whose steps share
@@ -404,10 +426,13 @@ def sweep_samples(
         raise ValueError(f"a sweep of samples takes one of {sorted(programs)}, got {settings.sampler!r}.")
     merges = [Switch(low, high, eta) for eta in etas]
     scale, shape = merges[0].pixel_scale, merges[0].image_shape
+    slots = max(slots or 0, len(merges))
+    used = np.arange(slots) < len(merges)
+    gammas = np.array([float(m.gamma) for m in merges], np.float32)[np.minimum(np.arange(slots), len(merges) - 1)]
     images, nfe, calls = parallel.map_batches(
         programs[settings.sampler],
         (scale, shape),
-        (settings, low, high, np.array([float(m.gamma) for m in merges], np.float32), key),
+        (settings, low, high, gammas, used, key),
         (np.arange(first, first + count),),
         batch_size=batch_size,
         advance=advance,

@@ -14,6 +14,7 @@ estimate stays unbiased, and a threshold never cuts through a stratum.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -150,11 +151,12 @@ class Curves:
 
     def answers(self) -> np.ndarray:
         """Whether expert k answers in stratum s [K, S]."""
-        return np.array([[lo - GAMMA_SLACK < c < hi + GAMMA_SLACK for c in self.centres] for lo, hi in self.ranges])
+        low, high = np.array(self.ranges).T[:, :, None]
+        return (low - GAMMA_SLACK < self.centres) & (self.centres < high + GAMMA_SLACK)
 
     def density(self) -> Float[np.ndarray, "K S"]:
-        """Each expert's 1/2 E||eps - eps_hat||^2 in bits per dimension and unit of gamma; NaN where it does not answer."""
-        squared = np.einsum("nskk->ks", np.asarray(self.moments.products, np.float64)) / len(self.moments.prior)
+        """1/2 E||eps - eps_hat||^2 of each expert, bits per dimension and unit of gamma; NaN outside its range."""
+        squared = np.einsum("skk->ks", self.gram())
         return np.where(self.answers(), 0.5 * self.bits * squared, np.nan)
 
     def diffusion(self) -> Float[np.ndarray, "N K S"]:
@@ -164,14 +166,17 @@ class Curves:
 
     def single(self, k: int) -> Float[np.ndarray, "N 3"]:
         """(prior, reconstruction, diffusion) of expert k on its own over its own range, bits per dimension."""
-        diffusion = (self.diffusion()[:, k] * self.answers()[k]).sum(-1)
+        low, high = self.ranges[k]
+        # The slack of `answers` is for thresholds; ends of ranges are edges themselves.
+        own = (self.centres > low) & (self.centres < high)
+        diffusion = self.diffusion()[:, k, own].sum(-1)
         return np.stack([self._ends(k, "prior"), self._ends(k, "reconstruction"), diffusion], axis=1)
 
     def switch(self, gamma: float, low: int = 0, high: int = 1) -> Float[np.ndarray, "N 3"]:
         """(prior, reconstruction, diffusion) of the merge of two experts at a threshold that is an edge.
 
         Raises:
-            ValueError: gamma is not one of the edges.
+            ValueError: gamma is not one of the edges, or lies outside either expert's range.
         """
         cut = int(np.argmin(np.abs(self.edges - gamma)))
         if abs(self.edges[cut] - gamma) > 1e-4:
@@ -179,10 +184,15 @@ class Curves:
                 f"the threshold gamma = {gamma:.4f} must be one of the curve's stratum edges; the nearest is "
                 f"{self.edges[cut]:.4f}. Add it to the thresholds when the curves are measured."
             )
-        each = self.diffusion()
-        below, above = self.centres < gamma, self.centres > gamma
-        below &= self.centres > self.ranges[low][0] - GAMMA_SLACK
-        above &= self.centres < self.ranges[high][1] + GAMMA_SLACK
+        lowest, highest = self.ranges[high][0], self.ranges[low][1]
+        if not lowest - GAMMA_SLACK <= gamma <= highest + GAMMA_SLACK:
+            raise ValueError(
+                f"the threshold must lie inside both experts' ranges, gamma from {lowest:.4f} to {highest:.4f}, "
+                f"got gamma = {gamma:.4f}."
+            )
+        each, number = self.diffusion(), np.arange(len(self.centres))
+        below = (number < cut) & (self.centres > self.ranges[low][0])
+        above = (number >= cut) & (self.centres < self.ranges[high][1])
         diffusion = each[:, low, below].sum(-1) + each[:, high, above].sum(-1)
         return np.stack([self._ends(high, "prior"), self._ends(low, "reconstruction"), diffusion], axis=1)
 
@@ -204,10 +214,8 @@ def stratum_edges(experts: Sequence[Expert], thresholds: Sequence[float], per_in
         raise ValueError(f"the number of strata per interval must be at least 1, got {per_interval}.")
     marks = sorted({*thresholds, *(g for e in experts for g in e.gamma_range)})
     # Ends that differ by rounding are one mark.
-    kept = [marks[0]] + [b for a, b in zip(marks[:-1], marks[1:], strict=True) if b - a > 1e-4]
-    parts = [
-        np.linspace(a, b, per_interval, endpoint=False) for a, b in zip(kept[:-1], kept[1:], strict=True)
-    ]
+    kept = [marks[0]] + [b for a, b in itertools.pairwise(marks) if b - a > 1e-4]
+    parts = [np.linspace(a, b, per_interval, endpoint=False) for a, b in itertools.pairwise(kept)]
     return np.concatenate([*parts, [kept[-1]]])
 
 
@@ -293,7 +301,7 @@ def bound(
             index=index,
             scale=scale,
         )
-        diffusion += 0.5 * one.products[:, :, 0, 0] @ jnp.diff(edges)
+        diffusion += 0.5 * jnp.sum(one.products[:, :, 0, 0] * jnp.diff(edges), axis=1)
     low, high = expert.gamma_range
     x = scale.encode(images)
     eps0 = noise.image_normal(jax.random.fold_in(key, 2**31 - 1), index, x.shape[1:])
@@ -335,5 +343,6 @@ def discrete_diffusion(
             gamma = jnp.full(len(x), low + width * t, x.dtype)
             return total + jnp.sum(prediction_error(single, x, gamma, eps) ** 2, axis=(1, 2, 3))
 
-        total = jax.lax.fori_loop(0, last - first, step, total)
+        with jax.default_matmul_precision("highest"):
+            total = jax.lax.fori_loop(0, last - first, step, total)
     return 0.5 * math.expm1(width) * total / (math.prod(images.shape[1:]) * math.log(2))

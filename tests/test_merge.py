@@ -14,6 +14,7 @@ from tests.toys import HIGH, LOW, MERGED, SHAPE, Calls, Recorder
 Z = jnp.asarray(np.random.default_rng(0).normal(size=(3, *SHAPE)), jnp.float32)
 CONTROLS = {
     "fixed": flow.FixedGrid(1.0),
+    "multistep": flow.MultistepGrid(1.0),
     "per_image": flow.PerImage(1e-3, 1e-3, max_steps=64),
     "batch_coupled": flow.BatchCoupled(1e-3, 1e-3, max_steps=64),
 }
@@ -79,7 +80,8 @@ def test_vmap_over_images_keeps_the_condition():
 def test_solves_evaluate_each_expert_on_its_own_closed_piece_only(name, rising):
     merged, calls = recording(gamma=0.5)
     start, end = MERGED if rising else MERGED[::-1]
-    result = solve(merged, Z, start, end, rising=rising, control=CONTROLS[name])
+    probes = flow.exact_probes(SHAPE)
+    result = solve(merged, Z, start, end, rising=rising, control=CONTROLS[name], probes=probes)
     low, high = calls.of("low"), calls.of("high")
     assert np.all(result.ok)
     # Also at the threshold itself, where the switch would answer with the lower expert, each asks its own.
@@ -198,7 +200,9 @@ def test_mixture_of_switches_evaluates_one_expert_of_each():
         [Switch(names["a"], names["b"], gamma=1.0), Switch(names["c"], names["d"], gamma=2.0)], [0.5, 0.5]
     )
     solve(merged, Z, *MERGED, rising=True, control=CONTROLS["fixed"]).z.block_until_ready()
-    for name, (low, high) in dict(a=(MERGED[0], 1), b=(1, MERGED[1]), c=(MERGED[0], 2), d=(2, MERGED[1])).items():
+    for name, (low, high) in dict(
+        a=(MERGED[0], 1), b=(1, MERGED[1]), c=(MERGED[0], 2), d=(2, MERGED[1])
+    ).items():
         seen = calls.of(name)
         assert min(seen) == pytest.approx(low) and max(seen) == pytest.approx(high), name
 
@@ -262,7 +266,9 @@ def test_switch_needs_exactly_one_threshold(thresholds):
         Switch(plain(0.5), plain(0.9), **thresholds)
 
 
-@pytest.mark.parametrize("build", [lambda a, b: Switch(a, b, eta=0.3), lambda a, b: Mixture([a, b], [0.5, 0.5])])
+@pytest.mark.parametrize(
+    "build", [lambda a, b: Switch(a, b, eta=0.3), lambda a, b: Mixture([a, b], [0.5, 0.5])]
+)
 def test_experts_for_different_images_are_refused(build):
     with pytest.raises(ValueError, match=r"same grey levels.*17.*256"):
         build(plain(0.5, pixel_scale=PixelScale(17)), plain(0.9, pixel_scale=PixelScale(256)))
@@ -296,5 +302,11 @@ def test_merges_are_pytrees_that_keep_their_kind():
     again = jax.tree.map(lambda leaf: leaf, merged)
     assert type(again) is Switch and type(again.high) is Mixture and again.gamma_range == merged.gamma_range
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(merged)]
-    assert names == [".low.slope", ".high.experts[0].slope", ".high.experts[1].slope", ".high.gammas",
-                     ".high.weights", ".gamma"]
+    assert names == [
+        ".low.slope",
+        ".high.experts[0].slope",
+        ".high.experts[1].slope",
+        ".high.gammas",
+        ".high.weights",
+        ".gamma",
+    ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import struct
 
+from jaxmerge import multistep
 from jaxmerge import probability_flow as flow
 from jaxmerge.experts.analytic import Gaussian
 from jaxmerge.experts.base import Expert
@@ -25,8 +26,15 @@ log_prob = jax.jit(lambda expert, z, gamma: expert.log_prob(z, gamma))
 
 CONTROLS = {
     "fixed": flow.FixedGrid(6.0),
+    "multistep": flow.MultistepGrid(24.0),
     "per_image": flow.PerImage(1e-6, 1e-6, max_steps=1024),
     "batch_coupled": flow.BatchCoupled(1e-6, 1e-6, max_steps=1024),
+}
+COARSE = {
+    "fixed": flow.FixedGrid(2.0),
+    "multistep": flow.MultistepGrid(2.0),
+    "per_image": flow.PerImage(1e-3, 1e-3, max_steps=64),
+    "batch_coupled": flow.BatchCoupled(1e-3, 1e-3, max_steps=64),
 }
 
 
@@ -69,34 +77,53 @@ def test_exact_probes_give_the_trace_of_the_jacobian():
     np.testing.assert_allclose(h, drift(expert, z, -1.0), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["idode_vp_tiny", "idode_sp_tiny"])
-def test_velocity_networks_have_the_public_codes_drift_and_divergence(name):
-    """The fixture of the straight path (SP) is in its own schedule: dz/dgamma = alpha sigma F / sqrt(2).
-
-    At one gamma the two states differ by a factor, z_SP / alpha_SP = z_VP / alpha_VP, so both drifts hold
-    sigma eps_hat / 2 - s z, with s = sigmoid(gamma) / 2 (VP) or sigmoid(gamma / 2) / 2 (SP) and each its own
-    sigma; the divergences differ by D times the difference of s.
-    """
-    expert, data = public.vdm_flax(name), public.arrays(name)
+def test_velocity_network_has_the_public_codes_drift_and_divergence():
+    expert, data = public.vdm_flax("idode_vp_tiny"), public.arrays("idode_vp_tiny")
     probe = data["probe"][None]
-    sp = name == "idode_sp_tiny"
     for z, gamma, want, want_div in zip(
         data["z"], data["gamma"], data["drift"], data["divergence"], strict=True
     ):
-        g = np.float64(gamma)
-        sigma_vp, sigma_sp = 1 / np.sqrt(1 + np.exp(-g)), 1 / (1 + np.exp(-g / 2))
-        ratio = sigma_sp / sigma_vp  # as sigma / alpha is the same, also z_SP / z_VP
-        # Rounding z_SP / ratio to float32 is multiplied by the Fourier features' 2^7 pi, hence float64.
-        with jax.enable_x64(sp), jax.default_matmul_precision("highest"):
-            state = jnp.asarray(z.astype(np.float64) / ratio if sp else z)
-            h, divergence = (np.asarray(a, np.float64) for a in rates(expert, state, gamma, probe))
-            state = np.asarray(state)
-        if sp:
-            h = ratio * (h + 0.5 * sigma_vp**2 * state) - 0.5 * sigma_sp * z
-            squares = np.sum(data["probe"].astype(np.float64) ** 2, axis=(1, 2, 3))
-            divergence = divergence + 0.5 * (sigma_vp**2 - sigma_sp) * squares
+        with jax.default_matmul_precision("highest"):
+            h, divergence = rates(expert, jnp.asarray(z), jnp.float32(gamma), probe)
         assert relative(h, want) < 1e-5, gamma
         assert relative(divergence, want_div) < 5e-5, gamma
+
+
+def straight_path_rates(expert, z, gamma, probe):
+    """dz/dgamma = alpha sigma F / sqrt(2) of i-DODE's straight path (SP), and its trace estimate."""
+    alpha, sigma = jax.nn.sigmoid(-0.5 * gamma), jax.nn.sigmoid(0.5 * gamma)
+
+    def field(z):
+        return alpha * sigma / np.sqrt(2.0) * expert.raw(z, jnp.full(len(z), gamma, z.dtype))
+
+    h, tangent = jax.linearize(field, z)
+    return h, jnp.sum(probe * tangent(probe), axis=(1, 2, 3))
+
+
+def test_straight_path_network_has_the_public_codes_drift_and_divergence():
+    """Against the fixture in its own schedule and float32; then the VP flow against that field in float64.
+
+    At one gamma the two states differ by a factor, r = z_SP / z_VP = sigma_SP / sigma_VP. Both drifts are
+    sigma eps_hat / 2 - s z with s = sigmoid(gamma) / 2 (VP) or sigmoid(gamma / 2) / 2 (SP), so the SP drift
+    is r (h + s_VP z_VP) - s_SP z_SP. Float64, since the Fourier features multiply the rounding of z_VP by 400.
+    """
+    expert, data = public.vdm_flax("idode_sp_tiny"), public.arrays("idode_sp_tiny")
+    probe = data["probe"]
+    for z, gamma, want, want_div in zip(
+        data["z"], data["gamma"], data["drift"], data["divergence"], strict=True
+    ):
+        with jax.default_matmul_precision("highest"):
+            h, divergence = jax.jit(straight_path_rates)(expert, z, jnp.float32(gamma), probe)
+        assert relative(h, want) < 1e-5, gamma
+        assert relative(divergence, want_div) < 5e-5, gamma
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        z, gamma, v = data["z"][2].astype(np.float64), data["gamma"][2], probe.astype(np.float64)
+        sigma_vp, sigma_sp = 1 / np.sqrt(1 + np.exp(-gamma)), 1 / (1 + np.exp(-gamma / 2))
+        ratio, s_vp, s_sp = sigma_sp / sigma_vp, 0.5 * sigma_vp**2, 0.5 * sigma_sp
+        h, divergence = rates(expert, jnp.asarray(z / ratio), gamma, v[None])
+        want, want_div = jax.jit(straight_path_rates)(expert, jnp.asarray(z), gamma, v)
+        assert relative(ratio * (h + s_vp * z / ratio) - s_sp * z, want) < 1e-9
+        assert relative(divergence + (s_vp - s_sp) * np.sum(v**2, axis=(1, 2, 3)), want_div) < 1e-9
 
 
 # Hutchinson's estimate
@@ -136,12 +163,16 @@ def test_variance_of_the_solved_divergence_falls_as_one_over_probes():
     expert = toys.mixture(shape=BIG, spread=0.25)
     n, control = 400, flow.FixedGrid(1.0)
     start = toys.states(expert, MERGED[0], 1)
-    truth = float(solve(expert, start, *MERGED, rising=True, control=control, probes=exact(shape=BIG)).divergence[0])
+    truth = float(
+        solve(expert, start, *MERGED, rising=True, control=control, probes=exact(shape=BIG)).divergence[0]
+    )
     start = jnp.broadcast_to(start, (n, *BIG))
     variances, errors = [], []
     for count in (1, 4, 16):
         probes = flow.rademacher_probes(jax.random.split(jax.random.key(count), n), count, BIG)
-        sample = np.asarray(solve(expert, start, *MERGED, rising=True, control=control, probes=probes).divergence)
+        sample = np.asarray(
+            solve(expert, start, *MERGED, rising=True, control=control, probes=probes).divergence
+        )
         sample = sample.astype(np.float64)
         assert abs(sample.mean() - truth) < 4 * sample.std(ddof=1) / np.sqrt(n)
         kurtosis = np.mean((sample - sample.mean()) ** 4) / sample.var() ** 2
@@ -229,7 +260,8 @@ def test_merge_of_an_exact_expert_with_itself_is_exact_at_any_threshold():
 
 
 @pytest.mark.parametrize("rising", [True, False], ids=["up", "down"])
-def test_fixed_grid_is_of_third_order(rising):
+@pytest.mark.parametrize("kind", [flow.FixedGrid, flow.MultistepGrid])
+def test_fixed_grids_are_of_third_order(kind, rising):
     with jax.enable_x64(True):
         expert = toys.mixture()
         start, end = (-2.0, 4.0) if rising else (4.0, -2.0)
@@ -238,7 +270,7 @@ def test_fixed_grid_is_of_third_order(rising):
         truth = run(control=flow.FixedGrid(256.0))
         errors = []
         for steps in (8.0, 16.0, 32.0):
-            got = run(control=flow.FixedGrid(steps))
+            got = run(control=kind(steps))
             errors.append(
                 (np.max(np.abs(got.z - truth.z)), np.max(np.abs(got.divergence - truth.divergence)))
             )
@@ -278,13 +310,45 @@ def test_fixed_grid_cost_is_known_beforehand():
     assert flow.FixedGrid(1.5).refined(2) == flow.FixedGrid(3.0)
 
 
-def test_a_narrow_piece_is_not_lost():
+def test_multistep_cost_is_known_beforehand():
+    """Equal steps in s = -2 asinh(exp(-gamma / 2)), an even number and at least four, and four calls to start."""
+    expert = Switch(Recorder(0.5, gamma_range=toys.LOW), Recorder(0.9, gamma_range=toys.HIGH), gamma=0.0)
+    z = jnp.zeros((2, *SHAPE))
+    s = [-2 * np.arcsinh(np.exp(-gamma / 2)) for gamma in (MERGED[0], 0.0, MERGED[1])]
+    for density in (0.5, 2.0, 3.0):
+        steps = sum(2 * max(np.ceil(width * density / 2), 2) for width in np.diff(s))
+        control = flow.MultistepGrid(density)
+        for probes, last in ((None, 0), (exact(), 1)):
+            result = solve(expert, z, *MERGED, rising=True, control=control, probes=probes)
+            np.testing.assert_array_equal(result.nfe, steps + 2 * (4 + last))
+    assert flow.MultistepGrid(1.5).refined(2) == flow.MultistepGrid(3.0)
+
+
+def test_gregorys_rule_is_of_fourth_order():
+    """Exact for cubics on any grid, and Simpson's rule on two steps."""
+    for n in (2, 4, 5, 10):
+        x = np.linspace(0.0, 2.0, n + 1)
+        weights = np.array([multistep.gregory(jnp.int32(i), jnp.int32(n), jnp.float32) for i in range(n + 1)])
+        np.testing.assert_allclose(2.0 / n * weights @ (x**3 - x**2), 4 - 8 / 3, rtol=1e-6)
+    np.testing.assert_allclose(weights[3:-3], 1.0)
+
+
+def test_multistep_coordinate_and_its_inverse():
+    gamma = jnp.linspace(-13.3, 8.764, 9)
+    s = multistep.position(gamma)
+    np.testing.assert_allclose(multistep.level(s), gamma, atol=2e-5)
+    slope = jax.vmap(jax.grad(multistep.position))(gamma)
+    np.testing.assert_allclose(slope, 1 / np.sqrt(1 + np.exp(gamma)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("control", "calls"), [(flow.FixedGrid(2.0), 4), (flow.MultistepGrid(2.0), 8)])
+def test_a_narrow_piece_is_not_lost(control, calls):
     expert = Recorder(0.5)
     width = 2e-4
-    result = solve(expert, jnp.ones((1, *SHAPE)), 0.0, width, rising=True, control=flow.FixedGrid(2.0))
+    result = solve(expert, jnp.ones((1, *SHAPE)), 0.0, width, rising=True, control=control)
     rate = drift(expert, jnp.ones((1, *SHAPE)), 0.0)
-    np.testing.assert_allclose((result.z - 1.0) / width, rate, rtol=2e-3)
-    assert result.nfe[0] == 4
+    np.testing.assert_allclose((result.z - 1.0) / width, rate, rtol=5e-3)
+    assert result.nfe[0] == calls
 
 
 @pytest.mark.parametrize("name", CONTROLS)
@@ -300,10 +364,10 @@ def test_empty_range_leaves_the_state(name):
 # Neighbours
 
 
-@pytest.mark.parametrize("name", ["fixed", "per_image"])
+@pytest.mark.parametrize("name", ["fixed", "multistep", "per_image"])
 def test_a_result_does_not_depend_on_the_neighbours(name):
     """Adaptive steps amplify rounding, hence the tolerance; coupled steps differ by far more (next test)."""
-    expert, control = toys.mixture(), dict(fixed=flow.FixedGrid(2.0), per_image=flow.PerImage(1e-3, 1e-3))[name]
+    expert, control = toys.mixture(), COARSE[name]
     z = toys.states(expert, MERGED[0], 6)
     run = functools.partial(solve, expert, rising=True, control=control, probes=exact())
     together, alone = run(z, *MERGED), run(z[:1], *MERGED)
@@ -340,11 +404,8 @@ class NanWhere(Expert):
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_nan_is_reported_for_its_image(name):
-    control = {"fixed": flow.FixedGrid(1.0), "per_image": flow.PerImage(1e-3, 1e-3, 64)}.get(
-        name, flow.BatchCoupled(1e-3, 1e-3, 64)
-    )
     z = jnp.zeros((3, *SHAPE)).at[1].set(2.0)
-    result = solve(NanWhere(0.5), z, *MERGED, rising=True, control=control, probes=exact())
+    result = solve(NanWhere(0.5), z, *MERGED, rising=True, control=COARSE[name], probes=exact())
     # One step size for all: a failing image takes its neighbours along.
     want = [False, False, False] if name == "batch_coupled" else [True, False, True]
     np.testing.assert_array_equal(result.ok, want)

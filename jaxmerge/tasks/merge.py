@@ -91,7 +91,8 @@ def prepare(config: ConfigDict) -> Setup:
         Switch(low, high, eta)  # refuses what the experts do not allow, before anything is computed
     step = config.merge.candidate_step
     inner = np.arange(np.ceil(lowest / step), np.floor(highest / step) + 1) * step
-    candidates = sorted({lowest, highest, *(round(float(eta), 6) for eta in inner if lowest < eta < highest)})
+    inner = [round(float(eta), 6) for eta in inner if lowest < eta < highest]
+    candidates = sorted({lowest, highest, *inner, *fixed})
     key = jax.random.key(config.seed)
     uses = ("proposal", "grid", "likelihood", "bound", "sampling")
     test = load(config.data.name, config.data.test_split)
@@ -125,7 +126,7 @@ def propose(config: ConfigDict, run: Run, setup: Setup) -> dict[str, Any]:
                 key=setup.keys["proposal"],
                 thresholds=[setup.gamma(eta) for eta in setup.candidates],
                 index=data.index,
-                per_interval=1,
+                per_interval=config.bound.n_times,
                 repeats=config.bound.repeats,
                 batch_size=config.bound.batch_size,
                 advance=advance,
@@ -188,8 +189,7 @@ def likelihood_settings(config: ConfigDict, grid) -> tuple[likelihood.Settings, 
     )
     if asked.control != "fixed":
         return settings, None
-    # The grid makes a mean error below the tolerance; single images may reach twice that.
-    return settings, likelihood.Refinement(2 * asked.tolerance, float(grid["error_scale"]))
+    return settings, likelihood.Refinement(asked.image_tolerance, float(grid["error_scale"]))
 
 
 def as_arrays(result: Likelihood) -> dict[str, np.ndarray]:
@@ -239,9 +239,10 @@ def measure_likelihoods(config, run, setup, etas, settings, refinement) -> dict[
 
 def measure_alignment(config, run, setup, eta, settings, refinement) -> dict[str, Any]:
     """bpd with and without pixel-scale alignment, on the same images and noise."""
-    data = setup.test.take(min(config.likelihood.alignment_images, config.likelihood.n_images))
-    if not getattr(setup.high, "align_pixel_scale", False):
+    count = min(config.likelihood.alignment_images, config.likelihood.n_images)
+    if count == 0 or not getattr(setup.high, "align_pixel_scale", False):
         return {}
+    data = setup.test.take(count)
 
     def compute():
         listing = setup.high.replace(align_pixel_scale=False)
@@ -277,7 +278,8 @@ def measure_bound(config, run, setup, etas) -> dict[str, Any]:
                 {"VDM": setup.low, "EDM": setup.high},
                 data.images,
                 key=setup.keys["bound"],
-                thresholds=[setup.gamma(eta) for eta in etas],
+                # The same strata as for the proposal: the same program.
+                thresholds=[setup.gamma(eta) for eta in setup.candidates],
                 index=data.index,
                 per_interval=config.bound.n_times,
                 repeats=config.bound.repeats,
@@ -310,14 +312,16 @@ def measure_samples(config, run, setup, etas, proposal) -> dict[str, Any]:
         for seed in range(1 if ancestral else config.sampling.seeds):
             # The first seed also serves the other thresholds.
             swept = etas if seed == 0 and others == count else proposed
+            if ancestral:
+                swept = [float(proposal["cautious"])]
             name = f"samples_{sampler}_{seed}"
             compute = functools.partial(
-                draw, config, run, setup, models, swept, count, settings, seed, network, reference
+                draw, config, run, setup, models, swept, len(etas), count, settings, seed, network, reference
             )
             measured[name] = run.stage(name, compute)
             if seed == 0 and others not in (0, count):
                 compute = functools.partial(
-                    draw, config, run, setup, {}, etas, others, settings, 0, network, reference
+                    draw, config, run, setup, {}, etas, len(etas), others, settings, 0, network, reference
                 )
                 measured[f"{name}_others"] = run.stage(f"{name}_others", compute)
     test = classifier.features(network, setup.test.images)
@@ -340,7 +344,7 @@ def sampler_settings(config: ConfigDict, sampler: str) -> sampling.Settings:
     )
 
 
-def draw(config, run, setup, models, etas, count, settings, seed, network, reference) -> dict[str, Any]:
+def draw(config, run, setup, models, etas, slots, count, settings, seed, network, reference) -> dict[str, Any]:
     """One seed's samples of the single experts and of the merges, scored."""
     key = jax.random.fold_in(setup.keys["sampling"], seed)
     common = dict(key=key, batch_size=config.sampling.batch_size)
@@ -356,7 +360,14 @@ def draw(config, run, setup, models, etas, count, settings, seed, network, refer
             found[name] = (images, float(nfe.mean()))
         if sweeps:
             swept = thresholds.sweep_samples(
-                setup.low, setup.high, etas, count, settings=settings, advance=advance, **common
+                setup.low,
+                setup.high,
+                etas,
+                count,
+                settings=settings,
+                slots=slots,
+                advance=advance,
+                **common,
             )
             merged = list(zip(swept.images, swept.nfe, strict=True))
         else:
