@@ -1,10 +1,11 @@
 """What sharing saves: the sweep over thresholds, and the bound of every threshold from one pass.
 
-    python -m benchmarks.sweep [--images 24] [--samples 48] [--density 2] [--strata 4] [--repeats 2]
+    python -m benchmarks.sweep [--images 18] [--samples 100] [--density 2] [--strata 4] [--repeats 2]
 
-Models: both digits experts and their merges at every standard threshold. Both ways run the same programs'
-building blocks on the same images, noise, batches and solver settings, and both are warm (compiled before
-the clock starts); the smallest of `repeats` times counts.
+Models: both digits experts and their merges at every standard threshold, with images and samples in the
+proportion of configs/digits_merge.py. Both ways work on the same images, noise, batches and solver settings,
+and both are warm (compiled before the clock starts); the smallest of `repeats` wall times counts. CPU times
+stand beside them: on a machine with other work they tell more.
 
     sweep     likelihoods and Heun samples of all models. Shared: `thresholds.sweep_likelihood`,
               `thresholds.sweep_samples` and the two experts' own samples. Separate: `likelihood.evaluate` and
@@ -19,6 +20,8 @@ The last line is one JSON object:
 
     sweep_cost_ratio      seconds of the shared sweep / of separate evaluations
     bound_cost_ratio      seconds of the shared pass / of the two single experts' bounds
+    sweep_cpu_ratio       the same of CPU seconds
+    bound_cpu_ratio
     max_se_ratio          largest ratio of standard errors over all thresholds
     mean_mc_error_ratio   mean ratio of the Monte Carlo errors over all thresholds
 """
@@ -39,19 +42,15 @@ from jaxmerge.experts import io
 from jaxmerge.merge import Switch
 
 
-def warm_seconds(functions, repeats: int) -> list[float]:
-    """Smallest wall time of each function, after one call of each; taken in turns, so that load is shared."""
-    for function in functions:
-        function()
-    times = []
-    for _ in range(repeats):
-        row = []
-        for function in functions:
-            begin = time.perf_counter()
+def warm_seconds(functions, repeats: int) -> np.ndarray:
+    """Smallest (wall, CPU) seconds of each compiled function [F, 2]; taken in turns, so that load is shared."""
+    times = np.zeros((repeats, len(functions), 2))
+    for row in times:
+        for cell, function in zip(row, functions, strict=True):
+            wall, cpu = time.perf_counter(), time.process_time()
             function()
-            row.append(time.perf_counter() - begin)
-        times.append(row)
-    return np.min(times, axis=0).tolist()
+            cell[:] = time.perf_counter() - wall, time.process_time() - cpu
+    return times.min(axis=0)
 
 
 class Sweeps:
@@ -101,11 +100,15 @@ class Sweeps:
         return [self.evaluate(m) for m in models], [self.generate(m) for m in models]
 
     def agreement(self) -> tuple[float, float]:
-        """Largest difference of mean bpd and largest share of differing pixels between the two ways."""
+        """Largest difference of mean bpd and largest share of differing pixels between the two ways.
+
+        This call compiles everything.
+        """
         found, drawn, _ = self.shared()
         apart, images = self.separate()
         bpd = [
-            abs(a.bpd.mean() - b.bpd.mean()) for a, b in zip([found.low, *found.merged], [apart[0], *apart[2:]], strict=True)
+            abs(a.bpd.mean() - b.bpd.mean())
+            for a, b in zip([found.low, *found.merged], [apart[0], *apart[2:]], strict=True)
         ]
         pixels = [np.mean(a != b[0]) for a, b in zip(drawn.images, images[2:], strict=True)]
         return float(max(bpd)), float(max(pixels))
@@ -172,9 +175,11 @@ class Bounds:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=24)
-    parser.add_argument("--samples", type=int, default=48)
-    parser.add_argument("--density", type=float, default=2.0, help="steps per unit of gamma of the likelihoods")
+    parser.add_argument("--images", type=int, default=18)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument(
+        "--density", type=float, default=2.0, help="steps per unit of gamma of the likelihoods"
+    )
     parser.add_argument("--strata", type=int, default=4, help="noise levels between neighbouring thresholds")
     parser.add_argument("--copies", type=int, default=4, help="draws per image for the Monte Carlo error")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs, of which the fastest counts")
@@ -185,27 +190,43 @@ def main() -> None:
     low, high = io.shipped("digits_vdm"), io.shipped("digits_edm")
     etas = thresholds.standard_etas(low, high)
     images = digits.load("test").images[: args.images]
-    print(f"{len(images)} test digits, {args.samples} samples, {len(etas)} thresholds, {parallel.describe_devices()}")
+    print(
+        f"{len(images)} test digits, {args.samples} samples, {len(etas)} thresholds, {parallel.describe_devices()}"
+    )
 
     sweeps = Sweeps(low, high, etas, images, args.samples, args.density)
-    print("largest differences between both ways: bpd {:.1e}, share of pixels {:.1e}".format(*sweeps.agreement()))
-    shared, separate = warm_seconds([sweeps.shared, sweeps.separate], args.repeats)
-    print(f"sweep: shared {shared:.2f} s, separate {separate:.2f} s")
+    print(
+        "largest differences between both ways: bpd {:.1e}, share of pixels {:.1e}".format(
+            *sweeps.agreement()
+        )
+    )
+    sweep = warm_seconds([sweeps.shared, sweeps.separate], args.repeats)
+    print("sweep: shared {:.2f} s ({:.2f} s CPU), separate {:.2f} s ({:.2f} s CPU)".format(*sweep.ravel()))
 
     bounds = Bounds(low, high, etas, np.tile(images, (4, 1, 1, 1)), args.strata)
     draws = bounds.curves().answers().sum(1).tolist()
-    one_pass, singles = warm_seconds(
-        [bounds.curves, functools.partial(bounds.singles, draws)], 2 * args.repeats
+    bounds.singles(draws)
+    bound = warm_seconds([bounds.curves, functools.partial(bounds.singles, draws)], 2 * args.repeats)
+    print(
+        "bound: one pass {:.2f} s ({:.2f} s CPU), two single experts {:.2f} s ({:.2f} s CPU)".format(
+            *bound.ravel()
+        )
     )
-    print(f"bound: one pass {one_pass:.2f} s, two single experts {singles:.2f} s, draws {draws}")
 
     errors, monte_carlo = Bounds(low, high, etas, images, args.strata).error_ratios(args.copies)
-    print("errors:", " ".join(f"{e:.3f}" for e in errors), "| Monte Carlo:", " ".join(f"{e:.3f}" for e in monte_carlo))
+    print(
+        "errors:",
+        " ".join(f"{e:.3f}" for e in errors),
+        "| Monte Carlo:",
+        " ".join(f"{e:.3f}" for e in monte_carlo),
+    )
     print(
         json.dumps(
             {
-                "sweep_cost_ratio": round(shared / separate, 4),
-                "bound_cost_ratio": round(one_pass / singles, 4),
+                "sweep_cost_ratio": round(sweep[0, 0] / sweep[1, 0], 4),
+                "bound_cost_ratio": round(bound[0, 0] / bound[1, 0], 4),
+                "sweep_cpu_ratio": round(sweep[0, 1] / sweep[1, 1], 4),
+                "bound_cpu_ratio": round(bound[0, 1] / bound[1, 1], 4),
                 "max_se_ratio": round(float(max(errors)), 4),
                 "mean_mc_error_ratio": round(float(np.mean(monte_carlo)), 4),
             }

@@ -28,7 +28,7 @@ def get_config(variant: str = ""):
         config.bound.n_times = 2
         config.bound.repeats = 10
         config.sampling.seeds = 5
-        config.sampling.sampler = ("ode", "heun", "ancestral")
+        config.sampling.sampler = ("heun", "ode", "ancestral")
         config.sampling.n_samples_other = 1000
         config.sampling.ancestral_samples = 1000
     elif variant:

@@ -334,7 +334,7 @@ def choose_grid(
     key: Key[Array, ""],
     tolerance: float,
     settings: Settings = Settings(),
-    first: float = 1.0,
+    first: float = 0.75,
     most: float = 128.0,
     batch_size: int = 64,
 ) -> GridChoice:
