@@ -107,7 +107,9 @@ def test_only_one_room_knows_a_package(package, rooms):
 
 
 def test_only_parallel_knows_devices():
-    words = re.compile(r"jax\.(pmap|shard_map|local_devices|devices|local_device_count|device_count|process_index)\b")
+    words = re.compile(
+        r"jax\.(pmap|shard_map|local_devices|devices|local_device_count|device_count|process_index)\b"
+    )
     users = set()
     for path in source_files():
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -138,6 +140,10 @@ def test_rooms_are_found_as_attributes_and_unknown_names_are_refused():
 
 
 def test_importing_the_package_imports_nothing_else():
-    script = "import sys, jaxmerge; print(sorted(m for m in sys.modules if m.split('.')[0] in ('jax', 'numpy')))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    script = (
+        "import sys, jaxmerge; print(sorted(m for m in sys.modules if m.split('.')[0] in ('jax', 'numpy')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "[]\n", done.stderr

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxmerge
-from jaxmerge import app
+from jaxmerge import app, checkpoint
 from jaxmerge.experts import io
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,13 +50,13 @@ def description(kind: str, **changes) -> dict:
     return record | changes
 
 
-def save_untrained(path: str, kind: str, **changes) -> str:
-    """Writes a small untrained expert; returns its path."""
+def save_blank(path: str, kind: str, **changes) -> str:
+    """Writes a shipped expert's architecture for other images, all parameters zero; returns its path."""
     record = description(kind, **changes)
-    record["architecture"] = record["architecture"] | (
-        {"width": 8, "depth": 1, "norm_groups": 4} if kind == "vdm" else {"resolution": record["shape"][0]}
-    )
-    io.save_expert(path, io.build(record, seed=0), {"expert": record})
+    if kind == "edm":
+        record["architecture"] = record["architecture"] | {"resolution": record["shape"][0]}
+    blank = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), io.parameters(io.build(record)))
+    checkpoint.save(path, blank, {"expert": record})
     return path
 
 
@@ -84,6 +84,12 @@ def refused(capfd, *arguments: str) -> str:
     return message
 
 
+@pytest.fixture(scope="module")
+def experts():
+    """The shipped experts without their parameters: enough for every check that is made before computing."""
+    return io.build(description("vdm")), io.build(description("edm"))
+
+
 # Thresholds
 
 
@@ -94,10 +100,9 @@ def test_a_threshold_outside_both_experts_is_refused_with_the_two_that_they_allo
     assert f"got eta = {'0.9000' if etas == '0.9' else '0.0100'}" in message
 
 
-def test_a_threshold_given_in_gamma_is_refused_with_the_two_that_are_allowed():
-    vdm, edm = io.build(description("vdm")), io.build(description("edm"))
+def test_a_threshold_given_in_gamma_is_refused_with_the_two_that_are_allowed(experts):
     with pytest.raises(ValueError, match=r"gamma from -6\.9937 to 5\.0000.*gamma = 5\.5000"):
-        jaxmerge.Switch(vdm, edm, gamma=5.5)
+        jaxmerge.Switch(*experts, gamma=5.5)
 
 
 # Checkpoints
@@ -113,9 +118,7 @@ def test_a_file_or_folder_that_is_no_checkpoint_is_refused(capfd):
     Path("notes.txt").write_text("mine")
     assert "notes.txt is not a checkpoint" in refused(capfd, "--config.experts.low=notes.txt")
     Path("empty").mkdir()
-    assert "empty is not a checkpoint" in refused(
-        capfd, "--config.experts.low=empty", "--workdir", "other"
-    )
+    assert "empty is not a checkpoint" in refused(capfd, "--config.experts.low=empty", "--workdir", "other")
 
 
 def test_a_checkpoint_of_something_else_is_refused(capfd):
@@ -151,18 +154,18 @@ def test_a_record_that_does_not_fit_its_parameters_names_them(capfd):
 
 
 def test_experts_for_different_images_are_refused(capfd):
-    save_untrained("vdm16", "vdm", shape=[16, 16, 1])
+    save_blank("vdm16", "vdm", shape=[16, 16, 1])
     assert "must have the same image shape" in refused(capfd, "--config.experts.low=vdm16")
 
 
 def test_experts_for_different_grey_levels_are_refused(capfd):
-    save_untrained("vdm256", "vdm", levels=256)
+    save_blank("vdm256", "vdm", levels=256)
     assert "must have the same grey levels" in refused(capfd, "--config.experts.low=vdm256")
 
 
 def test_images_of_another_shape_than_the_experts_are_refused(capfd):
-    low = save_untrained("vdm16", "vdm", shape=[16, 16, 1])
-    high = save_untrained("edm16", "edm", shape=[16, 16, 1])
+    low = save_blank("vdm16", "vdm", shape=[16, 16, 1])
+    high = save_blank("edm16", "edm", shape=[16, 16, 1])
     message = refused(capfd, f"--config.experts.low={low}", f"--config.experts.high={high}")
     assert "images must have the shape [B, 16, 16, 1], got [1, 8, 8, 1]" in message
 
@@ -176,8 +179,8 @@ def test_images_of_another_shape_than_the_experts_are_refused(capfd):
         (np.full((2, 8, 8, 1), 200, np.uint8), r"must have 17 grey levels \(0 to 16\), got the level 200"),
     ],
 )
-def test_the_library_refuses_images_that_do_not_fit(images, expected):
-    merged = jaxmerge.Switch(io.build(description("vdm")), io.build(description("edm")), eta=0.3)
+def test_the_library_refuses_images_that_do_not_fit(experts, images, expected):
+    merged = jaxmerge.Switch(*experts, eta=0.3)
     with pytest.raises(ValueError, match=expected):
         jaxmerge.evaluate(merged, images, key=jax.random.key(0))
 

@@ -306,7 +306,7 @@ def test_a_failed_solve_is_counted_and_never_averaged(draws):
 
 def fake(bpd, ok):
     zero = np.zeros(len(bpd))
-    fields = {f: zero for f in Likelihood._fields} | {"bpd": np.asarray(bpd), "ok": np.asarray(ok)}
+    fields = dict.fromkeys(Likelihood._fields, zero) | {"bpd": np.asarray(bpd), "ok": np.asarray(ok)}
     return Likelihood(**fields)
 
 
@@ -379,9 +379,12 @@ def known_scale():
     return Discrete.from_images(atoms, np.ones(12), scale=SCALE, gamma_range=MERGED), atoms
 
 
-def test_grid_is_chosen_by_doubling_and_holds_its_tolerance():
+@pytest.mark.parametrize("kind", [flow.FixedGrid, flow.MultistepGrid])
+def test_grid_is_chosen_by_doubling_and_holds_its_tolerance(kind):
     expert, atoms = known_scale()
-    choice = likelihood.choose_grid(expert, atoms, key=KEY, tolerance=1e-2, settings=EXACT)
+    settings = EXACT.replace(control=kind())
+    choice = likelihood.choose_grid(expert, atoms, key=KEY, tolerance=1e-2, settings=settings, first=1.0)
+    assert type(choice.control) is kind
     assert choice.densities == [2.0**k for k in range(len(choice.densities))]
     assert choice.control.steps_per_gamma == choice.densities[-2]
     assert choice.mean_change[-1] <= 1e-2 and all(c > 1e-2 for c in choice.mean_change[:-1])

@@ -22,19 +22,21 @@ BIG = (8, 8, 1)
 solve = jax.jit(flow.solve, static_argnames="rising")
 rates = jax.jit(flow.drift_and_divergence)
 drift = jax.jit(flow.drift)
+ask = jax.jit(lambda expert, z, gamma: expert.eps_hat(z, gamma))
 log_prob = jax.jit(lambda expert, z, gamma: expert.log_prob(z, gamma))
 
+# Tolerances and densities are leaves, so both tables share compiled programs; most tests take six states.
 CONTROLS = {
     "fixed": flow.FixedGrid(6.0),
     "multistep": flow.MultistepGrid(24.0),
-    "per_image": flow.PerImage(1e-6, 1e-6, max_steps=1024),
-    "batch_coupled": flow.BatchCoupled(1e-6, 1e-6, max_steps=1024),
+    "per_image": flow.PerImage(1e-6, 1e-6, max_steps=256),
+    "batch_coupled": flow.BatchCoupled(1e-6, 1e-6, max_steps=256),
 }
 COARSE = {
     "fixed": flow.FixedGrid(2.0),
     "multistep": flow.MultistepGrid(2.0),
-    "per_image": flow.PerImage(1e-3, 1e-3, max_steps=64),
-    "batch_coupled": flow.BatchCoupled(1e-3, 1e-3, max_steps=64),
+    "per_image": flow.PerImage(1e-3, 1e-3, max_steps=256),
+    "batch_coupled": flow.BatchCoupled(1e-3, 1e-3, max_steps=256),
 }
 
 
@@ -59,7 +61,7 @@ def test_drift_is_that_of_the_scaled_state_y():
     expert = toys.mixture()
     for gamma in (-7.0, 0.3, 8.0):
         z = toys.states(expert, gamma, 5)
-        y_rate = 0.5 * np.exp(gamma / 2) * expert.eps_hat(z, gamma)
+        y_rate = 0.5 * np.exp(gamma / 2) * ask(expert, z, gamma)
         alpha, sigma2 = 1 / np.sqrt(1 + np.exp(gamma)), 1 / (1 + np.exp(-gamma))
         np.testing.assert_allclose(
             drift(expert, z, gamma), alpha * y_rate - 0.5 * sigma2 * z, rtol=1e-5, atol=2e-6
@@ -144,7 +146,7 @@ def test_hutchinson_estimate_has_the_exact_mean_and_variance(count):
     expert, z, jacobian = big_jacobian()
     symmetric = 0.5 * (jacobian + jacobian.T)
     variance = 2 * (np.sum(symmetric**2) - np.sum(np.diag(symmetric) ** 2)) / count
-    n = 2000
+    n = 800
     probes = flow.rademacher_probes(jax.random.split(jax.random.key(count), n), count, BIG)
     one = jax.jit(
         lambda probes: jax.lax.map(
@@ -160,16 +162,16 @@ def test_hutchinson_estimate_has_the_exact_mean_and_variance(count):
 
 def test_variance_of_the_solved_divergence_falls_as_one_over_probes():
     """Many copies of one state take the same path, so that their divergences differ by their probes only."""
-    expert = toys.mixture(shape=BIG, spread=0.25)
-    n, control = 400, flow.FixedGrid(1.0)
+    shape, n, control = (4, 4, 1), 400, flow.MultistepGrid(1.0)
+    expert = toys.mixture(shape=shape)
     start = toys.states(expert, MERGED[0], 1)
     truth = float(
-        solve(expert, start, *MERGED, rising=True, control=control, probes=exact(shape=BIG)).divergence[0]
+        solve(expert, start, *MERGED, rising=True, control=control, probes=exact(shape=shape)).divergence[0]
     )
-    start = jnp.broadcast_to(start, (n, *BIG))
+    start = jnp.broadcast_to(start, (n, *shape))
     variances, errors = [], []
     for count in (1, 4, 16):
-        probes = flow.rademacher_probes(jax.random.split(jax.random.key(count), n), count, BIG)
+        probes = flow.rademacher_probes(jax.random.split(jax.random.key(count), n), count, shape)
         sample = np.asarray(
             solve(expert, start, *MERGED, rising=True, control=control, probes=probes).divergence
         )
@@ -209,12 +211,21 @@ def linear_flow(expert: Gaussian, z, start, end):
     return moved.reshape(np.shape(z)), np.sum(np.log(ratio))
 
 
-@pytest.mark.parametrize("rising", [True, False], ids=["up", "down"])
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize(
+    ("name", "rising"),
+    [
+        ("fixed", True),
+        ("fixed", False),
+        ("multistep", True),
+        ("multistep", False),
+        ("per_image", False),
+        ("batch_coupled", False),
+    ],
+)
 def test_gaussian_flow_is_linear(name, rising):
     expert = toys.gaussian()
     start, end = MERGED if rising else MERGED[::-1]
-    z = toys.states(expert, start, 3)
+    z = toys.states(expert, start, 6)
     result = solve(expert, z, start, end, rising=rising, control=CONTROLS[name], probes=exact())
     want, log_det = linear_flow(expert, z, start, end)
     np.testing.assert_allclose(result.z, want, atol=2e-4)
@@ -222,8 +233,10 @@ def test_gaussian_flow_is_linear(name, rising):
     assert np.all(result.ok)
 
 
-@pytest.mark.parametrize("name", CONTROLS)
-@pytest.mark.parametrize("make", [toys.gaussian, toys.mixture])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(toys.gaussian, "fixed"), (toys.gaussian, "multistep"), *((toys.mixture, name) for name in CONTROLS)],
+)
 def test_exact_experts_recover_their_own_density(make, name):
     expert = make()
     z = toys.states(expert, MERGED[0], 6)
@@ -232,14 +245,19 @@ def test_exact_experts_recover_their_own_density(make, name):
     assert np.max(np.abs(error)) / (D * np.log(2)) < 1e-4
 
 
-@pytest.mark.parametrize("make", [toys.gaussian, toys.mixture])
 @pytest.mark.parametrize(
-    "control", [flow.PerImage(1e-8, 1e-8), flow.FixedGrid(120.0)], ids=["per_image", "fixed"]
+    ("make", "control"),
+    [
+        (toys.gaussian, flow.PerImage(1e-8, 1e-8)),
+        (toys.mixture, flow.PerImage(1e-8, 1e-8)),
+        (toys.mixture, flow.FixedGrid(120.0)),
+        (toys.mixture, flow.MultistepGrid(400.0)),
+    ],
 )
 def test_exact_experts_recover_their_own_density_in_float64(make, control):
     with jax.enable_x64(True):
         expert = make()
-        z = toys.states(expert, MERGED[0], 4, np.float64)
+        z = toys.states(expert, MERGED[0], 6, np.float64)
         result = solve(expert, z, *MERGED, rising=True, control=control, probes=exact(jnp.float64))
         error = log_density(expert, result) - log_prob(expert, z, MERGED[0])
         assert result.z.dtype == result.divergence.dtype == jnp.float64
@@ -265,24 +283,27 @@ def test_fixed_grids_are_of_third_order(kind, rising):
     with jax.enable_x64(True):
         expert = toys.mixture()
         start, end = (-2.0, 4.0) if rising else (4.0, -2.0)
-        z = toys.states(expert, start, 4, np.float64)
+        z = toys.states(expert, start, 6, np.float64)
         run = functools.partial(solve, expert, z, start, end, rising=rising, probes=exact(jnp.float64))
-        truth = run(control=flow.FixedGrid(256.0))
+        truth = run(control=flow.FixedGrid(400.0))
         errors = []
-        for steps in (8.0, 16.0, 32.0):
+        for steps in (32.0, 64.0, 128.0):
             got = run(control=kind(steps))
             errors.append(
                 (np.max(np.abs(got.z - truth.z)), np.max(np.abs(got.divergence - truth.divergence)))
             )
         orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
-    np.testing.assert_allclose(orders[-1], 3.0, atol=0.25)
-    np.testing.assert_allclose(orders[0], 3.0, atol=0.5)
+    np.testing.assert_allclose(orders[-1], 3.0, atol=0.15)
+    np.testing.assert_allclose(orders[0], 3.0, atol=0.3)
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+ADAPTIVE = [pytest.param(name, marks=pytest.mark.slow) for name in ("per_image", "batch_coupled")]
+
+
+@pytest.mark.parametrize("name", ["fixed", "multistep", *ADAPTIVE])
 def test_up_and_down_again_returns_to_the_start(name):
     expert = Switch(toys.mixture(toys.LOW), toys.mixture(toys.HIGH), eta=0.3)
-    z = toys.states(expert.low, MERGED[0], 4)
+    z = toys.states(expert.low, MERGED[0], 6)
     up = solve(expert, z, *MERGED, rising=True, control=CONTROLS[name], probes=exact())
     down = solve(expert, up.z, *MERGED[::-1], rising=False, control=CONTROLS[name], probes=exact())
     np.testing.assert_allclose(down.z, z, atol=1e-3)
@@ -292,7 +313,7 @@ def test_up_and_down_again_returns_to_the_start(name):
 def test_error_estimate_is_above_the_true_error():
     with jax.enable_x64(True):
         expert = toys.mixture()
-        z = toys.states(expert, MERGED[0], 32, np.float64)
+        z = toys.states(expert, MERGED[0], 6, np.float64)
         run = functools.partial(solve, expert, z, *MERGED, rising=True, probes=exact(jnp.float64))
         truth = run(control=flow.FixedGrid(64.0)).divergence
         for steps in (1.0, 2.0, 4.0):
@@ -335,8 +356,8 @@ def test_gregorys_rule_is_of_fourth_order():
 
 def test_multistep_coordinate_and_its_inverse():
     gamma = jnp.linspace(-13.3, 8.764, 9)
-    s = multistep.position(gamma)
-    np.testing.assert_allclose(multistep.level(s), gamma, atol=2e-5)
+    back = jax.vmap(lambda g: multistep.level(multistep.position(g)))(gamma)
+    np.testing.assert_allclose(back, gamma, atol=2e-5)
     slope = jax.vmap(jax.grad(multistep.position))(gamma)
     np.testing.assert_allclose(slope, 1 / np.sqrt(1 + np.exp(gamma)), rtol=1e-4)
 
@@ -347,7 +368,7 @@ def test_a_narrow_piece_is_not_lost(control, calls):
     width = 2e-4
     result = solve(expert, jnp.ones((1, *SHAPE)), 0.0, width, rising=True, control=control)
     rate = drift(expert, jnp.ones((1, *SHAPE)), 0.0)
-    np.testing.assert_allclose((result.z - 1.0) / width, rate, rtol=5e-3)
+    np.testing.assert_allclose((result.z - 1.0) / width, rate, rtol=2e-2)
     assert result.nfe[0] == calls
 
 
@@ -366,11 +387,11 @@ def test_empty_range_leaves_the_state(name):
 
 @pytest.mark.parametrize("name", ["fixed", "multistep", "per_image"])
 def test_a_result_does_not_depend_on_the_neighbours(name):
-    """Adaptive steps amplify rounding, hence the tolerance; coupled steps differ by far more (next test)."""
+    """Among others and among copies of itself."""
     expert, control = toys.mixture(), COARSE[name]
     z = toys.states(expert, MERGED[0], 6)
     run = functools.partial(solve, expert, rising=True, control=control, probes=exact())
-    together, alone = run(z, *MERGED), run(z[:1], *MERGED)
+    together, alone = run(z, *MERGED), run(jnp.broadcast_to(z[:1], z.shape), *MERGED)
     np.testing.assert_allclose(together.z[0], alone.z[0], atol=1e-5)
     np.testing.assert_allclose(together.divergence[0], alone.divergence[0], atol=1e-5)
     assert together.nfe[0] == alone.nfe[0]
@@ -379,10 +400,10 @@ def test_a_result_does_not_depend_on_the_neighbours(name):
 
 
 def test_coupled_steps_depend_on_the_neighbours():
-    expert, control = toys.mixture(), flow.BatchCoupled(1e-3, 1e-3)
+    expert, control = toys.mixture(), COARSE["batch_coupled"]
     z = toys.states(expert, MERGED[0], 6)
     run = functools.partial(solve, expert, rising=True, control=control, probes=exact())
-    together, alone = run(z, *MERGED), run(z[:1], *MERGED)
+    together, alone = run(z, *MERGED), run(jnp.broadcast_to(z[:1], z.shape), *MERGED)
     assert len(set(np.asarray(together.nfe).tolist())) == 1
     assert abs(together.divergence[0] - alone.divergence[0]) > 1e-5
 
@@ -413,8 +434,7 @@ def test_a_nan_is_reported_for_its_image(name):
 
 @pytest.mark.parametrize("control", [flow.PerImage(1e-6, 1e-6, 5), flow.BatchCoupled(1e-6, 1e-6, 5)])
 def test_too_few_steps_are_a_failed_solve(control):
-    z = toys.states(toys.mixture(), MERGED[0], 2)
-    result = solve(toys.mixture(), z, *MERGED, rising=True, control=control)
+    result = solve(Recorder(0.5), jnp.ones((2, *SHAPE)), *MERGED, rising=True, control=control)
     assert not np.any(result.ok)
 
 

@@ -24,6 +24,7 @@ KEY = jax.random.key(0)
 LN2 = math.log(2)
 
 bound = jax.jit(vlb.bound, static_argnames=("scale", "strata"))
+prediction_error = jax.jit(vlb.prediction_error)
 discrete = jax.jit(vlb.discrete_diffusion, static_argnums=2, static_argnames="scale")
 
 
@@ -82,10 +83,10 @@ def test_terms_are_the_public_vdms(name):
     low, high = expert.gamma_range
     images, eps, eps0 = (np.moveaxis(data[k], 1, -1) for k in ("img", "noise", "eps0"))
     scale, size = expert.pixel_scale, images[0].size
-    x = scale.encode(images)
+    x = scale.encode(jnp.asarray(images))
     gamma = jnp.asarray(low + (high - low) * data["times"], jnp.float32)
     with jax.default_matmul_precision("highest"):
-        error = jax.jit(vlb.prediction_error)(expert, x, gamma, jnp.asarray(eps))
+        error = prediction_error(expert, x, gamma, jnp.asarray(eps))
     diffusion = 0.5 * (high - low) * np.sum(np.asarray(error, np.float64) ** 2, axis=(1, 2, 3)) / (size * LN2)
     np.testing.assert_allclose(diffusion, data["diffusion_bpd"], rtol=1e-5)
     latent = vlb.prior_kl(x, high) / (size * LN2)
@@ -219,12 +220,12 @@ def test_discrete_time_routes_each_step_to_its_expert():
     images = np.tile(LEVELS, (20, 1, 1, 1))
     low, high = one_pixel(LOW), one_pixel(HIGH, seed=5)
     got = discrete(Switch(low, high, 0.3), images, 10, key=KEY)
-    x, width = SCALE.encode(images), (MERGED[1] - MERGED[0]) / 10
+    x, width = SCALE.encode(jnp.asarray(images)), (MERGED[1] - MERGED[0]) / 10
     total = np.zeros(len(images))
     for t in range(1, 11):
         eps = noise.image_normal(jax.random.fold_in(KEY, t), jnp.arange(len(images)), (1, 1, 1))
         gamma = jnp.full(len(images), MERGED[0] + width * t)
-        error = vlb.prediction_error(low if t <= 3 else high, x, gamma, eps)
+        error = prediction_error(low if t <= 3 else high, x, gamma, eps)
         total += np.sum(np.asarray(error, np.float64) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(got, 0.5 * np.expm1(width) * total / LN2, rtol=1e-4, atol=1e-6)
 

@@ -18,7 +18,8 @@
     terms                    [{"model", "eta", "likelihood": {name: bits}, "bound": {name: bits}}]
     alignment                [{"model", "eta", "aligned", "listing", "difference", "se"}]: bpd with and
                              without pixel-scale alignment
-    floor                    {"frechet", "frechet_se", "n_images"}: the test images' own distance
+    floor                    {"frechet", "frechet_se", "n_images"}: the test images' own distance; optionally
+                             "what", which says more exactly whose
     training                 series {name: {"step", "value"}}, unit
     definitions              {column: text}, replaces `tables.DEFINITIONS` entry by entry
     notes                    [text]: what a reader must know besides
@@ -170,9 +171,8 @@ def _remarks(results: dict[str, Any]) -> str:
     floor = results.get("floor") or {}
     if floor.get("frechet") is not None:
         value = tables.with_error(floor["frechet"], floor.get("frechet_se"))
-        remarks.append(
-            f"Floor of the Fréchet distance: {value}, that of {floor.get('n_images', 'the')} test images."
-        )
+        what = floor.get("what") or f"that of {floor.get('n_images', 'the')} test images"
+        remarks.append(f"Floor of the Fréchet distance: {value}, {what}.")
     return "".join(f'<p class="soft">{html.escape(text)}</p>' for text in remarks)
 
 

@@ -39,7 +39,7 @@ def trade_off(results: dict[str, Any]) -> Figure:
     floor = results.get("floor") or {}
     if floor.get("frechet") is not None:
         bottom.axhline(floor["frechet"], color=INK, lw=1, ls=":")
-        bottom.annotate("test images", (1, floor["frechet"]), (0, 2), ("axes fraction", "data"), "offset points",
+        bottom.annotate("floor", (1, floor["frechet"]), (0, 2), ("axes fraction", "data"), "offset points",
                         fontsize=8, ha="right")  # fmt: skip
     _plane(plane, main, results)
     return figure
