@@ -7,13 +7,15 @@ with a fresh compilation cache that both share. Nothing but the cache can make t
 
 The last line is one JSON object:
 
-    first_s   wall seconds of the first start, which compiles everything
-    second_s  of the second
-    ratio     second_s / first_s
+    first_s    wall seconds of the first start, which compiles everything
+    second_s   of the second
+    ratio      second_s / first_s
+    cpu_ratio  the same of CPU seconds, which other work on the machine does not change
 """
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,14 +35,13 @@ TINY = {
     "sampling.n_samples": 40,
     "sampling.n_samples_other": 0,
     "sampling.seeds": 1,
+    "sampling.sampler": "heun",
     "sampling.heun_steps": 4,
-    "sampling.ancestral_steps": 4,
-    "sampling.ancestral_samples": 40,
 }
 
 
-def start(workdir: Path, cache: Path) -> float:
-    """Wall seconds of one run.
+def start(workdir: Path, cache: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of one run.
 
     Raises:
         RuntimeError: the run failed; shows what it wrote.
@@ -55,7 +56,7 @@ def start(workdir: Path, cache: Path) -> float:
         str(workdir),
         *options,
     ]
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), cpu_seconds()
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -66,20 +67,31 @@ def start(workdir: Path, cache: Path) -> float:
     seconds = time.perf_counter() - begin
     if done.returncode != 0:
         raise RuntimeError(f"the run ended with code {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return seconds
+    return seconds, cpu_seconds() - before
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of all child processes so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        first = start(place / "first", place / "cache")
+        first, first_cpu = start(place / "first", place / "cache")
         programs = sum(1 for _ in (place / "cache").iterdir())
-        print(f"first start: {first:.1f} s, {programs} files in the cache")
-        second = start(place / "second", place / "cache")
-        print(f"second start: {second:.1f} s")
+        print(f"first start: {first:.1f} s, {first_cpu:.1f} s CPU, {programs} files in the cache")
+        second, second_cpu = start(place / "second", place / "cache")
+        print(f"second start: {second:.1f} s, {second_cpu:.1f} s CPU")
     print(
         json.dumps(
-            {"first_s": round(first, 2), "second_s": round(second, 2), "ratio": round(second / first, 4)}
+            {
+                "first_s": round(first, 2),
+                "second_s": round(second, 2),
+                "ratio": round(second / first, 4),
+                "cpu_ratio": round(second_cpu / first_cpu, 4),
+            }
         )
     )
 

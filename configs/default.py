@@ -139,12 +139,13 @@ def sampling() -> ConfigDict:
     """Samples, all models from the same noise."""
     return ConfigDict(
         {
-            # Images per seed.
+            # Images per seed, and seeds, for the two experts and the proposed thresholds; the error is
+            # over seeds.
             "n_samples": 1000,
-            # Seeds for the two experts and the proposed thresholds; the error is theirs.
             "seeds": 3,
-            # Images, one seed, for every other threshold; 0 leaves those out.
+            # Images per seed, and seeds, for every other threshold; 0 images leave those out.
             "n_samples_other": 1000,
+            "seeds_other": 1,
             # Samplers: "heun" (EDM's noise grid), "ode" (fixed grid), "ancestral". The first one
             # is drawn in the trade-off figure.
             "sampler": ("heun", "ancestral"),
@@ -152,10 +153,12 @@ def sampling() -> ConfigDict:
             "heun_steps": 18,
             # Steps per unit of gamma of the sampler "ode"; three network calls each.
             "ode_steps_per_gamma": 3.0,
-            # Steps and images of the ancestral sampler, which only the experts and the cautious proposal
-            # get; 0 images leave it out.
+            # Steps of the ancestral sampler; images per seed, and seeds, for the experts and the cautious
+            # proposal; images per seed for every other threshold. 0 images leave them out.
             "ancestral_steps": 256,
             "ancestral_samples": 500,
+            "ancestral_seeds": 1,
+            "ancestral_samples_other": 0,
             # From the last state to grey levels: "argmax" of the decoder or a "sample" from it.
             "decoder": "argmax",
             # Images per device and call.

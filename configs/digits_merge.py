@@ -5,7 +5,7 @@
 
 Both experts come with the package. The run proposes a threshold from training and validation images,
 then measures exact likelihood, bound and Frechet distance of both experts and of every merge on test
-images. ``full`` takes all test images, every row from every sampler, and five seeds.
+images. ``full`` takes all test images, every row from both samplers, and five seeds.
 """
 
 from configs import default
@@ -28,9 +28,9 @@ def get_config(variant: str = ""):
         config.bound.n_times = 2
         config.bound.repeats = 10
         config.sampling.seeds = 5
-        config.sampling.sampler = ("heun", "ode", "ancestral")
-        config.sampling.n_samples_other = 1000
-        config.sampling.ancestral_samples = 1000
+        config.sampling.seeds_other = 5
+        config.sampling.ancestral_seeds = 5
+        config.sampling.ancestral_samples_other = 500
     elif variant:
         raise ValueError(
             f"configs/digits_merge.py has the variant 'full' only, got {variant!r}; write :full or nothing."

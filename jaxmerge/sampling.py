@@ -136,40 +136,62 @@ def heun(
     return y * noise.alpha(jnp.asarray(low, z.dtype)), nfe
 
 
-def piece_nodes(expert: Expert, steps: int) -> list[tuple[Expert, Int[Array, ""], Int[Array, ""]]]:
-    """For each piece, the nodes t of a uniform grid 0 ... T that it answers: first < t <= last.
+def node_below(gamma, span: tuple[float, float], steps: int) -> Int[Array, ""]:
+    """The last node t of a uniform grid 0 ... T over `span` with t / T <= the threshold's eta.
 
-    The comparison t / T <= eta is exact: a node within a thousandth of a step of a threshold counts as
-    lying on it, so that rounding never puts it on the wrong side.
+    The comparison is exact: a node within a thousandth of a step of the threshold counts as lying on it,
+    so that rounding never puts it on the wrong side.
     """
-    low, high = expert.gamma_range
+    position = noise.eta_of_gamma(jnp.asarray(gamma), *span) * steps
+    return jnp.floor(position + 1e-3).astype(jnp.int32)
+
+
+def piece_nodes(expert: Expert, steps: int) -> list[tuple[Expert, Int[Array, ""], Int[Array, ""]]]:
+    """For each piece, the nodes t of a uniform grid 0 ... T that it answers: first < t <= last."""
     pieces = expert.pieces()
     edges = [jnp.zeros((), jnp.int32)]
-    for piece in pieces[:-1]:
-        position = noise.eta_of_gamma(jnp.asarray(piece.gamma_high), low, high) * steps
-        edges.append(jnp.floor(position + 1e-3).astype(jnp.int32))
+    edges += [node_below(piece.gamma_high, expert.gamma_range, steps) for piece in pieces[:-1]]
     edges.append(jnp.asarray(steps, jnp.int32))
     return [(p.expert, a, b) for p, a, b in zip(pieces, edges[:-1], edges[1:], strict=True)]
+
+
+def ancestral_walk(
+    expert: Expert,
+    z: Float[Array, "N H W C"],
+    first: Int[Array, ""] | int,
+    last: Int[Array, ""] | int,
+    *,
+    span: tuple[float, float],
+    steps: int,
+    key: Key[Array, ""],
+    index: Int[Array, " N"],
+) -> Float[Array, "N H W C"]:
+    """Ancestral steps of one expert from node `first` down to node `last` of a uniform grid over `span`.
+
+    Step t's noise is drawn from (key, t, index).
+    """
+    step_key = jax.random.fold_in(key, 1)
+    low, high = span
+
+    def gamma_at(t):
+        return jnp.asarray(low + (high - low) * (t / steps), z.dtype)
+
+    def step(i, z):
+        t = first - i
+        fresh = noise.image_normal(jax.random.fold_in(step_key, t), index, z.shape[1:])
+        return ancestral_step(expert, z, gamma_at(t), gamma_at(t - 1), fresh.astype(z.dtype))
+
+    return jax.lax.fori_loop(0, first - last, step, z)
 
 
 def ancestral(
     expert: Expert, z: Float[Array, "N H W C"], steps: int, *, key: Key[Array, ""], index: Int[Array, " N"]
 ) -> tuple[Float[Array, "N H W C"], Float[Array, ""]]:
-    """Alg. 2 from the expert's highest noise to its lowest; step t's noise is drawn from (key, t, index)."""
-    low, high = expert.gamma_range
-    step_key = jax.random.fold_in(key, 1)
-
-    def gamma_at(t):
-        return jnp.asarray(low + (high - low) * (t / steps), z.dtype)
-
-    for single, first, last in reversed(piece_nodes(expert, steps)):
-
-        def step(i, z, single=single, last=last):
-            t = last - i
-            fresh = noise.image_normal(jax.random.fold_in(step_key, t), index, z.shape[1:])
-            return ancestral_step(single, z, gamma_at(t), gamma_at(t - 1), fresh.astype(z.dtype))
-
-        z = jax.lax.fori_loop(0, last - first, step, z)
+    """Alg. 2 from the expert's highest noise to its lowest; returns z_0 and the network calls."""
+    for single, last, first in reversed(piece_nodes(expert, steps)):
+        z = ancestral_walk(
+            single, z, first, last, span=expert.gamma_range, steps=steps, key=key, index=index
+        )
     return z, jnp.asarray(float(steps))
 
 

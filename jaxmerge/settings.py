@@ -32,6 +32,7 @@ CHOICES = {
 # Whole numbers that may be zero; every other whole number in a config is a count of at least one.
 MAY_BE_ZERO = (
     *("seed", "alignment_images", "n_samples_other", "ancestral_samples"),
+    "ancestral_samples_other",
     *("warmup_steps", "sample_every"),
 )
 

@@ -393,6 +393,35 @@ def _sweep_ode(scale, shape, settings, low, high, gammas, used, key, index):
     return jnp.moveaxis(images[back], 0, 1), whole, trunk_nfe + jnp.sum(below, axis=0)
 
 
+def _sweep_ancestral(scale, shape, settings, low, high, gammas, used, key, index):
+    """Ancestral: every merge has the same steps and the same noise; only the expert differs below its switch."""
+    gamma_min, gamma_max = low.gamma_range[0], high.gamma_range[1]
+    steps = settings.steps
+    z = sampling.initial_state(key, index, shape, gamma_max)
+    walk = functools.partial(sampling.ancestral_walk, span=(gamma_min, gamma_max), steps=steps, key=key, index=index)
+    switches = jax.vmap(lambda g: sampling.node_below(g, (gamma_min, gamma_max), steps))(gammas)
+    # Stops on the way down: where a merge switches, its branch starts.
+    order = jnp.argsort(-switches)
+    falling = switches[order]
+    starts = jnp.concatenate([jnp.full(1, steps, falling.dtype), falling[:-1]])
+
+    def descend(z, ends):
+        z = walk(high, z, ends[0], ends[1])
+        return z, z
+
+    _, states = jax.lax.scan(descend, z, (starts, falling))
+
+    def branch(node):
+        t, z = node
+        return sampling.finish(low, walk(low, z, t, 0), settings, scale, key=key, index=index), t
+
+    images, below = _branches(branch, (falling, states), used[order])
+    back = jnp.argsort(order)
+    calls = steps - falling[-1] + jnp.sum(below)
+    whole = jnp.full(len(gammas), float(steps)) + (settings.final == "denoise")
+    return jnp.moveaxis(images[back], 0, 1), *(jnp.broadcast_to(a, (len(index), *a.shape)) for a in (whole, calls))
+
+
 def sweep_samples(
     low: Expert,
     high: Expert,
@@ -408,8 +437,8 @@ def sweep_samples(
 ) -> SampleSweep:
     """Samples of the merge at every threshold from the same noise, sharing the high expert's trajectory.
 
-    With Heun the images are those of `sampling.generate` on each merge, step for step. With the ODE they
-    agree up to the solver's error.
+    With Heun and ancestral steps the images are those of `sampling.generate` on each merge, step for step.
+    With the ODE they agree up to the solver's error.
 
     Args:
         low, high: the experts, single-piece ones.
@@ -418,12 +447,9 @@ def sweep_samples(
         slots: room for this many thresholds in the compiled program, so that sweeps over fewer reuse it.
 
     Raises:
-        ValueError: a threshold outside the experts' ranges, or the ancestral sampler, whose steps share
-            nothing.
+        ValueError: a threshold outside the experts' ranges.
     """
-    programs = {"heun": _sweep_heun, "ode": _sweep_ode}
-    if settings.sampler not in programs:
-        raise ValueError(f"a sweep of samples takes one of {sorted(programs)}, got {settings.sampler!r}.")
+    programs = {"heun": _sweep_heun, "ode": _sweep_ode, "ancestral": _sweep_ancestral}
     merges = [Switch(low, high, eta) for eta in etas]
     scale, shape = merges[0].pixel_scale, merges[0].image_shape
     slots = max(slots or 0, len(merges))

@@ -392,10 +392,11 @@ def test_sweeps_of_likelihoods_refuse(etas, settings, message):
         sampling.Settings("heun", 9),
         pytest.param(sampling.Settings("heun", 9, decoder="sample"), marks=pytest.mark.slow),
         sampling.Settings("heun", 9, final="denoise"),
+        sampling.Settings("ancestral", 20),
     ],
-    ids=["argmax", "sample", "denoise"],
+    ids=["argmax", "sample", "denoise", "ancestral"],
 )
-def test_swept_heun_samples_are_the_separate_ones(settings):
+def test_swept_samples_are_the_separate_ones(settings):
     low, high = pair()
     found = thresholds.sweep_samples(low, high, ETAS, 60, key=KEY, settings=settings, batch_size=25)
     distinct = set()
@@ -407,6 +408,13 @@ def test_swept_heun_samples_are_the_separate_ones(settings):
         assert nfe == want_nfe.mean() and got.dtype == np.uint8
         distinct.add(got.tobytes())
     assert len(distinct) == len(ETAS) and found.calls < sum(found.nfe)
+
+
+def test_swept_ancestral_steps_ask_each_expert_as_often_as_it_says():
+    low, high, calls = recorders()
+    settings = sampling.Settings("ancestral", 20)
+    found = thresholds.sweep_samples(low, high, ETAS, 1, key=KEY, settings=settings)
+    assert sum(calls.counts().values()) == found.calls < sum(found.nfe) == 20 * len(ETAS)
 
 
 def test_swept_ode_samples_are_the_separate_ones_up_to_the_solver():
@@ -432,15 +440,33 @@ def test_swept_heun_asks_each_expert_on_its_own_side_and_counts_its_calls():
     assert set(found.nfe) == {36.0}
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [sampling.Settings("heun", 6), sampling.Settings("ode", control=flow.FixedGrid(1.0))],
+    ids=["heun", "ode"],
+)
+def test_empty_slots_cost_no_calls_and_change_nothing(settings):
+    """One compiled program serves sweeps over fewer thresholds."""
+    low, high, calls = recorders()
+    run = functools.partial(thresholds.sweep_samples, low, high, (0.5, 0.1), 1, key=KEY, settings=settings)
+    plain, asked = run(), sum(calls.counts().values())
+    calls.clear()
+    padded = run(slots=4)
+    assert sum(calls.counts().values()) == asked == plain.calls == padded.calls
+    assert padded.nfe == plain.nfe
+    for a, b in zip(padded.images, plain.images, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_later_samples_continue_the_sweep():
     low, high = pair()
     settings = sampling.Settings("heun", 5)
-    run = functools.partial(thresholds.sweep_samples, low, high, (0.3,), key=KEY, settings=settings)
-    np.testing.assert_array_equal(run(8).images[0][5:], run(3, first=5).images[0])
+    run = functools.partial(
+        thresholds.sweep_samples, low, high, (0.3,), key=KEY, settings=settings, batch_size=3
+    )
+    np.testing.assert_array_equal(run(9).images[0][6:], run(3, first=6).images[0])
 
 
 def test_sweeps_of_samples_refuse():
-    with pytest.raises(ValueError, match=r"takes one of \['heun', 'ode'\], got 'ancestral'"):
-        thresholds.sweep_samples(*pair(), ETAS, 2, key=KEY, settings=sampling.Settings("ancestral"))
     with pytest.raises(ValueError, match="inside both experts' ranges"):
         thresholds.sweep_samples(*pair(), (0.01,), 2, key=KEY)

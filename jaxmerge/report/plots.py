@@ -35,7 +35,7 @@ def trade_off(results: dict[str, Any]) -> Figure:
     }
     if len(names) > 1:
         shown.pop("merged", None)
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=7)
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=6 if len(shown) <= 6 else 4)
     floor = results.get("floor") or {}
     if floor.get("frechet") is not None:
         bottom.axhline(floor["frechet"], color=INK, lw=1, ls=":")

@@ -299,31 +299,17 @@ def measure_samples(config, run, setup, etas, proposal) -> dict[str, Any]:
     """Samples of every model and sampler, as features and a few pictures."""
     network = classifier.load_digits_classifier()
     reference = frechet.statistics(classifier.features(network, setup.train.images), name="training set")
-    proposed = sorted({float(proposal["best"]), float(proposal["cautious"])})
     models = {"EDM": setup.high, "VDM": setup.low}
     measured: dict[str, Any] = {"reference_images": len(setup.train)}
     for sampler in config.sampling.sampler:
         settings = sampler_settings(config, sampler)
-        ancestral = sampler == "ancestral"
-        count = config.sampling.ancestral_samples if ancestral else config.sampling.n_samples
-        others = 0 if ancestral else config.sampling.n_samples_other
-        if count == 0:
-            continue
-        for seed in range(1 if ancestral else config.sampling.seeds):
-            # The first seed also serves the other thresholds.
-            swept = etas if seed == 0 and others == count else proposed
-            if ancestral:
-                swept = [float(proposal["cautious"])]
-            name = f"samples_{sampler}_{seed}"
+        for seed, swept, count in sample_plan(config.sampling, sampler, etas, proposal):
+            name = f"samples_{sampler}_{seed}_{len(swept)}x{count}"
+            slots = len(etas) if sampler != "ancestral" or len(swept) > 1 else 1
             compute = functools.partial(
-                draw, config, run, setup, models, swept, len(etas), count, settings, seed, network, reference
+                draw, config, run, setup, models, swept, slots, count, settings, seed, network, reference
             )
             measured[name] = run.stage(name, compute)
-            if seed == 0 and others not in (0, count):
-                compute = functools.partial(
-                    draw, config, run, setup, {}, etas, len(etas), others, settings, 0, network, reference
-                )
-                measured[f"{name}_others"] = run.stage(f"{name}_others", compute)
     test = classifier.features(network, setup.test.images)
     train = classifier.features(network, setup.train.images)
     floor = frechet.frechet_floor(train, test, test_labels=setup.test.labels)
@@ -331,6 +317,26 @@ def measure_samples(config, run, setup, etas, proposal) -> dict[str, Any]:
     measured["floor"] = {"distance": floor.distance, "at_test_count": floor.at(n), "n_images": n}
     measured["floor"]["at_sample_count"] = floor.at(config.sampling.n_samples)
     return measured
+
+
+def sample_plan(asked: ConfigDict, sampler: str, etas, proposal) -> list[tuple[int, list[float], int]]:
+    """(seed, thresholds, images) of every set of samples of one sampler; each also has both experts.
+
+    All seeds have the proposed thresholds; the others come along in the first `seeds_other` seeds where
+    the number of images is the same, else in a set of their own.
+    """
+    ancestral = sampler == "ancestral"
+    count = asked.ancestral_samples if ancestral else asked.n_samples
+    seeds = asked.ancestral_seeds if ancestral else asked.seeds
+    others = asked.ancestral_samples_other if ancestral else asked.n_samples_other
+    proposed = sorted({float(proposal["cautious"]), *([] if ancestral else [float(proposal["best"])])})
+    plan = []
+    for seed in range(seeds if count else 0):
+        with_others = seed < asked.seeds_other and others == count
+        plan.append((seed, etas if with_others else proposed, count))
+    if others not in (0, count):
+        plan += [(seed, etas, others) for seed in range(asked.seeds_other)]
+    return plan
 
 
 def sampler_settings(config: ConfigDict, sampler: str) -> sampling.Settings:
@@ -349,8 +355,7 @@ def draw(config, run, setup, models, etas, slots, count, settings, seed, network
     key = jax.random.fold_in(setup.keys["sampling"], seed)
     common = dict(key=key, batch_size=config.sampling.batch_size)
     found: dict[str, Any] = {}
-    sweeps = settings.sampler != "ancestral"
-    units = count * (len(models) + (1 if sweeps else len(etas)))
+    units = count * (len(models) + 1)
     with run.progress(units, f"samples, {settings.sampler}, seed {seed}") as advance:
         for name, model in models.items():
             own = settings
@@ -358,24 +363,10 @@ def draw(config, run, setup, models, etas, slots, count, settings, seed, network
                 own = settings.replace(final="denoise")  # EDM's own sampler ends at sigma = 0
             images, nfe = sampling.generate(model, count, settings=own, advance=advance, **common)
             found[name] = (images, float(nfe.mean()))
-        if sweeps:
-            swept = thresholds.sweep_samples(
-                setup.low,
-                setup.high,
-                etas,
-                count,
-                settings=settings,
-                slots=slots,
-                advance=advance,
-                **common,
-            )
-            merged = list(zip(swept.images, swept.nfe, strict=True))
-        else:
-            merged = []
-            for eta in etas:
-                model = Switch(setup.low, setup.high, eta)
-                images, nfe = sampling.generate(model, count, settings=settings, advance=advance, **common)
-                merged.append((images, float(nfe.mean())))
+        swept = thresholds.sweep_samples(
+            setup.low, setup.high, etas, count, settings=settings, slots=slots, advance=advance, **common
+        )
+    merged = list(zip(swept.images, swept.nfe, strict=True))
     found |= {f"eta_{i}": pair for i, pair in enumerate(merged)}
     scored = {name: score(images, nfe, network, reference, len(setup.test)) for name, (images, nfe) in found.items()}
     columns = config.report.columns
