@@ -7,8 +7,8 @@ proportion of configs/digits_merge.py. Both ways work on the same images, noise,
 and both are warm (compiled before the clock starts); the smallest of `repeats` wall times counts. CPU times
 stand beside them: on a machine with other work they tell more.
 
-    sweep     likelihoods and Heun samples of all models. Shared: `thresholds.sweep_likelihood`,
-              `thresholds.sweep_samples` and the two experts' own samples. Separate: `likelihood.evaluate` and
+    sweep     likelihoods and Heun samples of all models. Shared: `sweeps.sweep_likelihood`,
+              `sweeps.sweep_samples` and the two experts' own samples. Separate: `likelihood.evaluate` and
               `sampling.generate` of every model.
     bound     of every threshold. Shared: one `vlb.error_curves` pass. Separate: `vlb.bound` of the two single
               experts alone, with as many draws per image as the pass takes of each.
@@ -34,7 +34,7 @@ import time
 import jax
 import numpy as np
 
-from jaxmerge import likelihood, noise, parallel, sampling, thresholds, vlb
+from jaxmerge import likelihood, noise, parallel, sampling, sweeps, thresholds, vlb
 from jaxmerge import probability_flow as flow
 from jaxmerge.app import enable_compilation_cache
 from jaxmerge.data import digits
@@ -75,7 +75,7 @@ class Sweeps:
 
     def shared(self):
         common = dict(key=self.key)
-        found = thresholds.sweep_likelihood(
+        found = sweeps.sweep_likelihood(
             self.low,
             self.high,
             self.etas,
@@ -84,7 +84,7 @@ class Sweeps:
             batch_size=len(self.images),
             **common,
         )
-        drawn = thresholds.sweep_samples(
+        drawn = sweeps.sweep_samples(
             self.low,
             self.high,
             self.etas,

@@ -39,12 +39,12 @@ _NAMES = {
     "error_curves": "vlb",
     "propose": "thresholds",
     "best_weights": "thresholds",
-    "sweep_likelihood": "thresholds",
-    "sweep_samples": "thresholds",
+    "sweep_likelihood": "sweeps",
+    "sweep_samples": "sweeps",
 }
 _ROOMS = (
     *("noise", "parallel", "checkpoint", "experts", "merge", "decoder", "dequantize"),
-    *("multistep", "probability_flow", "likelihood", "sampling", "vlb", "thresholds", "data", "metrics"),
+    *("multistep", "probability_flow", "likelihood", "sampling", "vlb", "thresholds", "sweeps", "data", "metrics"),
 )
 
 __all__ = sorted(_NAMES)

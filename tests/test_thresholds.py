@@ -9,7 +9,7 @@ import pytest
 from flax import struct
 from scipy import optimize
 
-from jaxmerge import likelihood, sampling, thresholds, vlb
+from jaxmerge import likelihood, sampling, sweeps, thresholds, vlb
 from jaxmerge import probability_flow as flow
 from jaxmerge.experts.base import Expert
 from jaxmerge.likelihood import Refinement, Settings
@@ -269,7 +269,7 @@ def test_best_weights_use_the_experts_that_answer_and_order_the_routings():
 def swept(dequantization="truncated_normal"):
     low, high = waves()
     settings = SETTINGS.replace(dequantization=dequantization)
-    return thresholds.sweep_likelihood(low, high, ETAS, images(), key=KEY, settings=settings, batch_size=6)
+    return sweeps.sweep_likelihood(low, high, ETAS, images(), key=KEY, settings=settings, batch_size=6)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_sweep_takes_fewer_calls_than_separate_evaluations():
 def test_swept_ode_asks_each_expert_as_often_as_it_says():
     low, high, calls = recorders()
     settings = sampling.Settings("ode", control=flow.FixedGrid(2.0))
-    result = thresholds.sweep_samples(low, high, ETAS, 1, key=KEY, settings=settings)
+    result = sweeps.sweep_samples(low, high, ETAS, 1, key=KEY, settings=settings)
     assert sum(calls.counts().values()) == result.calls < sum(result.nfe)
     assert max(calls.of("low")) < 5.0 and min(calls.of("high")) > HIGH[0]
 
@@ -328,7 +328,7 @@ def test_order_of_thresholds_and_batch_size_change_nothing(batch_size):
     low, high = waves()
     order = [2, 0, 3, 1]
     etas = [ETAS[i] for i in order]
-    other = thresholds.sweep_likelihood(
+    other = sweeps.sweep_likelihood(
         low, high, etas, images(), key=KEY, settings=SETTINGS, batch_size=batch_size
     )
     for i, got in zip(order, other.merged, strict=True):
@@ -342,7 +342,7 @@ def test_images_over_tolerance_are_swept_again_on_a_finer_grid():
     once = swept()
     worst = np.maximum(np.max([r.error for r in once.merged], axis=0), once.low.error)
     tolerance = float(np.median(worst))
-    run = functools.partial(thresholds.sweep_likelihood, low, high, ETAS, images(), key=KEY, batch_size=6)
+    run = functools.partial(sweeps.sweep_likelihood, low, high, ETAS, images(), key=KEY, batch_size=6)
     twice = run(settings=SETTINGS, refinement=Refinement(tolerance, factor=4.0))
     finer = run(settings=SETTINGS.replace(control=flow.FixedGrid(16.0)))
     over = worst > tolerance
@@ -359,7 +359,7 @@ def test_a_failed_image_is_named_in_every_row_it_spoils():
     low, high = waves(fails=True)
     x = images()
     x[4] = 16
-    result = thresholds.sweep_likelihood(
+    result = sweeps.sweep_likelihood(
         low, high, ETAS, x, key=KEY, settings=SETTINGS, refinement=Refinement(1e3), batch_size=6
     )
     want = np.arange(6) != 4
@@ -380,7 +380,7 @@ def test_a_failed_image_is_named_in_every_row_it_spoils():
 )
 def test_sweeps_of_likelihoods_refuse(etas, settings, message):
     with pytest.raises(ValueError, match=message):
-        thresholds.sweep_likelihood(*waves(), etas, images(), key=KEY, settings=settings)
+        sweeps.sweep_likelihood(*waves(), etas, images(), key=KEY, settings=settings)
 
 
 # Sweep of samples
@@ -398,7 +398,7 @@ def test_sweeps_of_likelihoods_refuse(etas, settings, message):
 )
 def test_swept_samples_are_the_separate_ones(settings):
     low, high = pair()
-    found = thresholds.sweep_samples(low, high, ETAS, 60, key=KEY, settings=settings, batch_size=25)
+    found = sweeps.sweep_samples(low, high, ETAS, 60, key=KEY, settings=settings, batch_size=25)
     distinct = set()
     for eta, got, nfe in zip(ETAS, found.images, found.nfe, strict=True):
         want, want_nfe = sampling.generate(
@@ -413,14 +413,14 @@ def test_swept_samples_are_the_separate_ones(settings):
 def test_swept_ancestral_steps_ask_each_expert_as_often_as_it_says():
     low, high, calls = recorders()
     settings = sampling.Settings("ancestral", 20)
-    found = thresholds.sweep_samples(low, high, ETAS, 1, key=KEY, settings=settings)
+    found = sweeps.sweep_samples(low, high, ETAS, 1, key=KEY, settings=settings)
     assert sum(calls.counts().values()) == found.calls < sum(found.nfe) == 20 * len(ETAS)
 
 
 def test_swept_ode_samples_are_the_separate_ones_up_to_the_solver():
     low, high = pair()
     settings = sampling.Settings("ode", control=flow.FixedGrid(8.0))
-    found = thresholds.sweep_samples(low, high, ETAS, 60, key=KEY, settings=settings, batch_size=60)
+    found = sweeps.sweep_samples(low, high, ETAS, 60, key=KEY, settings=settings, batch_size=60)
     for eta, got, nfe in zip(ETAS, found.images, found.nfe, strict=True):
         want, want_nfe = sampling.generate(
             Switch(low, high, eta), 60, key=KEY, settings=settings, batch_size=60
@@ -433,7 +433,7 @@ def test_swept_ode_samples_are_the_separate_ones_up_to_the_solver():
 
 def test_swept_heun_asks_each_expert_on_its_own_side_and_counts_its_calls():
     low, high, calls = recorders()
-    found = thresholds.sweep_samples(low, high, ETAS, 1, key=KEY, settings=sampling.Settings("heun", 18))
+    found = sweeps.sweep_samples(low, high, ETAS, 1, key=KEY, settings=sampling.Settings("heun", 18))
     gammas = LOW[0] + np.array(ETAS) * (HIGH[1] - LOW[0])
     assert min(calls.of("high")) > gammas.min() - 1e-4 and max(calls.of("low")) < gammas.max() + 1e-4
     assert sum(calls.counts().values()) == found.calls
@@ -448,7 +448,7 @@ def test_swept_heun_asks_each_expert_on_its_own_side_and_counts_its_calls():
 def test_empty_slots_cost_no_calls_and_change_nothing(settings):
     """One compiled program serves sweeps over fewer thresholds."""
     low, high, calls = recorders()
-    run = functools.partial(thresholds.sweep_samples, low, high, (0.5, 0.1), 1, key=KEY, settings=settings)
+    run = functools.partial(sweeps.sweep_samples, low, high, (0.5, 0.1), 1, key=KEY, settings=settings)
     plain, asked = run(), sum(calls.counts().values())
     calls.clear()
     padded = run(slots=4)
@@ -462,11 +462,11 @@ def test_later_samples_continue_the_sweep():
     low, high = pair()
     settings = sampling.Settings("heun", 5)
     run = functools.partial(
-        thresholds.sweep_samples, low, high, (0.3,), key=KEY, settings=settings, batch_size=3
+        sweeps.sweep_samples, low, high, (0.3,), key=KEY, settings=settings, batch_size=3
     )
     np.testing.assert_array_equal(run(9).images[0][6:], run(3, first=6).images[0])
 
 
 def test_sweeps_of_samples_refuse():
     with pytest.raises(ValueError, match="inside both experts' ranges"):
-        thresholds.sweep_samples(*pair(), (0.01,), 2, key=KEY)
+        sweeps.sweep_samples(*pair(), (0.01,), 2, key=KEY)

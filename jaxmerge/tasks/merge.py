@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmerge import likelihood, noise, sampling, thresholds, vlb
+from jaxmerge import likelihood, noise, sampling, sweeps, thresholds, vlb
 from jaxmerge import probability_flow as flow
 from jaxmerge.data import Dataset, load
 from jaxmerge.experts import io
@@ -214,7 +214,7 @@ def measure_likelihoods(config, run, setup, etas, settings, refinement) -> dict[
 
     def compute():
         with run.progress(len(data), "likelihoods") as advance:
-            found = thresholds.sweep_likelihood(
+            found = sweeps.sweep_likelihood(
                 setup.low, setup.high, etas, data.images, settings=settings, advance=advance, **common
             )
         return {
@@ -363,7 +363,7 @@ def draw(config, run, setup, models, etas, slots, count, settings, seed, network
                 own = settings.replace(final="denoise")  # EDM's own sampler ends at sigma = 0
             images, nfe = sampling.generate(model, count, settings=own, advance=advance, **common)
             found[name] = (images, float(nfe.mean()))
-        swept = thresholds.sweep_samples(
+        swept = sweeps.sweep_samples(
             setup.low, setup.high, etas, count, settings=settings, slots=slots, advance=advance, **common
         )
     merged = list(zip(swept.images, swept.nfe, strict=True))
