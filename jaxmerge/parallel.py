@@ -5,6 +5,7 @@ an image, and the padding is cut off again, so that neither batch size nor devic
 computed for an image.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -26,7 +27,9 @@ def use_all_cores(most: int = 8) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", min(cores, most))
+    # JAX refuses once its devices are in use, as in a notebook: then they stay as they are.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", min(cores, most))
 
 
 def device_count() -> int:

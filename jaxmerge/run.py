@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -77,7 +78,8 @@ class Run:
             for left_over in (*self.workdir.glob("*.tmp"), *self.workdir.glob("*/*.tmp")):
                 left_over.unlink(missing_ok=True)
             record = {"name": name, "command": command, "config": self.config}
-            if not self.path("config.json").exists():
+            self._fresh = not self.path("config.json").exists()
+            if self._fresh:
                 record["environment"] = environment()
                 self.write_json("config.json", record)
             self.environment = read_json(self.path("config.json")).get("environment", {})
@@ -88,7 +90,14 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *_) -> None:
+        # A config that was refused before anything was computed leaves no trace of itself.
+        if kind is not None and issubclass(kind, ValueError) and self._fresh and not any(self.path("stages").iterdir()):
+            shutil.rmtree(self.path("stages"), ignore_errors=True)
+            for name in ("config.json", "log.txt", ".lock"):
+                self.path(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.workdir.rmdir()
         self.close()
 
     def close(self) -> None:

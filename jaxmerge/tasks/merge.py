@@ -93,6 +93,7 @@ def prepare(config: ConfigDict) -> Setup:
     inner = np.arange(np.ceil(lowest / step), np.floor(highest / step) + 1) * step
     inner = [round(float(eta), 6) for eta in inner if lowest < eta < highest]
     candidates = sorted({lowest, highest, *inner, *fixed})
+    check_late_stages(config)
     key = jax.random.key(config.seed)
     uses = ("proposal", "grid", "likelihood", "bound", "sampling")
     test = load(config.data.name, config.data.test_split)
@@ -107,6 +108,26 @@ def prepare(config: ConfigDict) -> Setup:
         candidates,
         fixed,
     )
+
+
+def check_late_stages(config: ConfigDict) -> None:
+    """Refuses now what a later stage would refuse after minutes of work."""
+    if config.likelihood.draws != 1:
+        raise ValueError(
+            f"likelihood.draws must be 1 in a sweep over thresholds, got {config.likelihood.draws}; score single "
+            "merges with several draws by jaxmerge.evaluate."
+        )
+    likelihood_settings(config, {"steps_per_gamma": 1.0, "error_scale": 1.0})
+    for sampler in config.sampling.sampler:
+        sampler_settings(config, sampler)
+    load_classifier(config.metric.classifier)
+
+
+def load_classifier(name: str) -> classifier.DigitsClassifier:
+    """The shipped digits classifier by name, or any by the path of its checkpoint."""
+    if name == "digits_classifier":
+        return classifier.load_digits_classifier()
+    return classifier.load_classifier(name)
 
 
 def load_expert(name: str) -> Expert:
@@ -297,7 +318,7 @@ def measure_bound(config, run, setup, etas) -> dict[str, Any]:
 
 def measure_samples(config, run, setup, etas, proposal) -> dict[str, Any]:
     """Samples of every model and sampler, as features and a few pictures."""
-    network = classifier.load_digits_classifier()
+    network = load_classifier(config.metric.classifier)
     reference = frechet.statistics(classifier.features(network, setup.train.images), name="training set")
     models = {"EDM": setup.high, "VDM": setup.low}
     measured: dict[str, Any] = {"reference_images": len(setup.train)}
