@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -33,6 +32,8 @@ except ImportError:  # Windows: two runs in one folder are not noticed there.
     fcntl = None
 
 SECONDS = "__seconds__"
+# What every run writes before it computes anything.
+RECORDS = ("config.json", "log.txt", ".lock")
 
 
 class Run:
@@ -92,13 +93,18 @@ class Run:
 
     def __exit__(self, kind, *_) -> None:
         # A config that was refused before anything was computed leaves no trace of itself.
-        if kind is not None and issubclass(kind, ValueError) and self._fresh and not any(self.path("stages").iterdir()):
-            shutil.rmtree(self.path("stages"), ignore_errors=True)
-            for name in ("config.json", "log.txt", ".lock"):
+        if kind is not None and issubclass(kind, ValueError) and self._fresh and self._is_empty():
+            self.path("stages").rmdir()
+            for name in RECORDS:
                 self.path(name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.workdir.rmdir()
         self.close()
+
+    def _is_empty(self) -> bool:
+        """Whether the folder holds nothing but the run's own records."""
+        names = {path.name for path in self.workdir.iterdir()}
+        return names <= {*RECORDS, "stages"} and not any(self.path("stages").iterdir())
 
     def close(self) -> None:
         """Gives the folder back; nothing is written afterwards."""

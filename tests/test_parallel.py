@@ -30,7 +30,7 @@ def found(request, tmp_path_factory):
         for n, out in outs.items()
     ]
     for process in started:
-        _, errors = process.communicate(timeout=500)
+        _, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, errors
     return {n: dict(np.load(out)) for n, out in outs.items()}
 
