@@ -67,6 +67,9 @@ def save(path: str | os.PathLike, tree: PyTree, metadata: dict[str, Any], *, ove
         staging.mkdir(parents=True)
         with _quiet():
             _orbax().save(staging / ARRAYS, _nest(named))
+        # Orbax notes the folder's absolute path there, which is nobody's business in a shipped checkpoint.
+        for note in (staging / ARRAYS).glob("commit_success.txt"):
+            note.write_text("committed\n")
         (staging / METADATA).write_text(text)
         (staging / INTEGRITY).write_text(json.dumps(_fingerprints(staging / ARRAYS), indent=1) + "\n")
         _replace(staging, path)
