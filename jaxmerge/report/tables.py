@@ -22,7 +22,7 @@ DEFINITIONS = {
     "images; lower is better. The error is the standard error over seeds.",
     "nfe_likelihood": "Network calls per image for one likelihood; a call that carries tangents counts once.",
     "nfe_sampling": "Network calls per image for one sample.",
-    "sampler": "ode: adaptive probability-flow solve. heun: Heun's method on EDM's noise grid, with the switch as a "
+    "sampler": "ode: probability-flow solve. heun: Heun's method on EDM's noise grid, with the switch as a "
     "grid node. ancestral: uniform steps in gamma.",
     "n_images": "Test images behind bpd.",
     "n_samples": "Samples per seed behind the Fréchet distance.",

@@ -135,23 +135,28 @@ def load_expert(name: str) -> Expert:
     return io.shipped(name) if name in io.shipped_names() else io.load_expert(name)
 
 
+def error_curves(config, run: Run, setup: Setup, data: Dataset, what: str, key: jax.Array) -> vlb.Curves:
+    """Both experts' error curves on some images; always the same strata, so that one program serves."""
+    with run.progress(len(data) * config.bound.repeats, what) as advance:
+        return vlb.error_curves(
+            {"VDM": setup.low, "EDM": setup.high},
+            data.images,
+            key=key,
+            thresholds=[setup.gamma(eta) for eta in setup.candidates],
+            index=data.index,
+            per_interval=config.bound.n_times,
+            repeats=config.bound.repeats,
+            batch_size=config.bound.batch_size,
+            advance=advance,
+        )
+
+
 def propose(config: ConfigDict, run: Run, setup: Setup) -> dict[str, Any]:
     """Error curves on validation images, and what they propose."""
     data = setup.validation
 
     def compute():
-        with run.progress(len(data) * config.bound.repeats, "error curves") as advance:
-            curves = vlb.error_curves(
-                {"VDM": setup.low, "EDM": setup.high},
-                data.images,
-                key=setup.keys["proposal"],
-                thresholds=[setup.gamma(eta) for eta in setup.candidates],
-                index=data.index,
-                per_interval=config.bound.n_times,
-                repeats=config.bound.repeats,
-                batch_size=config.bound.batch_size,
-                advance=advance,
-            )
+        curves = error_curves(config, run, setup, data, "error curves", setup.keys["proposal"])
         found = thresholds.propose(curves, setup.candidates)
         weights = thresholds.best_weights(curves)
         return {
@@ -294,19 +299,7 @@ def measure_bound(config, run, setup, etas) -> dict[str, Any]:
     data = setup.test.take(config.bound.n_images)
 
     def compute():
-        with run.progress(len(data) * config.bound.repeats, "bounds") as advance:
-            curves = vlb.error_curves(
-                {"VDM": setup.low, "EDM": setup.high},
-                data.images,
-                key=setup.keys["bound"],
-                # The same strata as for the proposal: the same program.
-                thresholds=[setup.gamma(eta) for eta in setup.candidates],
-                index=data.index,
-                per_interval=config.bound.n_times,
-                repeats=config.bound.repeats,
-                batch_size=config.bound.batch_size,
-                advance=advance,
-            )
+        curves = error_curves(config, run, setup, data, "bounds", setup.keys["bound"])
         return {
             "VDM": curves.single(0),
             "EDM": curves.single(1),

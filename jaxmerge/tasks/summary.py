@@ -248,7 +248,7 @@ def definitions(config, setup, measured) -> dict[str, str]:
         "matrix products. ± is the standard error over images; models share images, dequantisation noise and probes, "
         "so that their differences are far more certain than the values.",
         "vlb": f"Variational lower bound of {config.bound.n_images} {config.data.test_split} images in continuous time, "
-        f"{config.bound.n_times} stratified noise levels per image between neighbouring thresholds, "
+        f"{config.bound.n_times} stratified noise levels per image between neighbouring candidate thresholds, "
         f"{config.bound.repeats} repeats. Another model (the SDE) of the same network: no order between the two is "
         "implied for trained networks.",
         "frechet": "Fréchet distance, digits classifier: between the 64 penultimate features of samples and of the "
