@@ -221,7 +221,7 @@ class Refinement:
 def refine(
     solve: Callable[[Settings, np.ndarray, np.ndarray, bool], Any],
     errors: Callable[[Any], Float[np.ndarray, " N"]],
-    mark: Callable[[Any], Any],
+    join: Callable[[Any, Any], Any],
     images: np.ndarray,
     index: np.ndarray,
     settings: Settings,
@@ -230,20 +230,23 @@ def refine(
     """Solves all images, then those over tolerance once more on a finer grid.
 
     Args:
-        solve: ``solve(settings, images, index, full)`` returns arrays with the images' axis first.
-        errors: the estimated error of each image in such a result.
-        mark: notes in a result that it is a refined one.
+        solve: ``solve(settings, images, index, few)`` returns arrays with the images' axis first.
+        errors: the estimated error of each image in such a result; not finite where the solve failed.
+        join: from the first and the second result of the images that were solved again to the one that is
+            reported: marked as refined, with the calls of both.
         images, index, settings: as in `evaluate`.
         refinement: None solves once.
     """
     result = solve(settings, images, index, False)
     if refinement is None or not isinstance(settings.control, flow.FixedGrid):
         return result
-    over = np.flatnonzero(refinement.error_scale * errors(result) > refinement.tolerance)
+    # Written so that an error that is not a number counts as one over tolerance.
+    over = np.flatnonzero(~(refinement.error_scale * errors(result) <= refinement.tolerance))
     if len(over) == 0:
         return result
     finer = settings.replace(control=settings.control.refined(refinement.factor))
-    again = mark(solve(finer, images[over], index[over], True))
+    first = jax.tree.map(lambda a: np.asarray(a)[over], result)
+    again = join(first, solve(finer, images[over], index[over], True))
 
     def put(old, new):
         old = np.array(old)
@@ -251,6 +254,16 @@ def refine(
         return old
 
     return jax.tree.map(put, result, again)
+
+
+def solved_twice(first: Likelihood, second: Likelihood) -> Likelihood:
+    """The second solve of images, marked as refined, with the network calls of both."""
+    return second._replace(nfe=first.nfe + second.nfe, refined=np.ones_like(second.refined))
+
+
+def error_or_failure(result: Likelihood) -> Float[np.ndarray, "N ..."]:
+    """The estimated error in bits per dimension, infinite where the solve failed."""
+    return np.where(result.ok, result.error, np.inf)
 
 
 def evaluate(
@@ -290,21 +303,18 @@ def evaluate(
     images = scale.check(images, expert.image_shape)
     index = np.arange(len(images)) if index is None else np.asarray(index)
 
-    def solve(settings, images, index, full):
+    def solve(settings, images, index, few):
         return parallel.map_batches(
             _batch,
             (scale,),
             (settings, expert, key),
             (images, index),
             batch_size=batch_size,
-            advance=(lambda n: None) if full else advance,
-            full=full,
+            advance=(lambda n: None) if few else advance,
+            few=few,
         )
 
-    def mark(result):
-        return result._replace(refined=np.ones_like(result.refined))
-
-    return refine(solve, lambda r: r.error, mark, images, index, settings, refinement)
+    return refine(solve, error_or_failure, solved_twice, images, index, settings, refinement)
 
 
 class GridChoice(NamedTuple):

@@ -1,6 +1,6 @@
 """The only room that knows devices: work on images, sharded over all local devices by ``jax.pmap``.
 
-A function of a batch is mapped over any number of images. Batches are padded to full size by repeating
+A function of a batch is mapped over any number of images. Batches are padded to one size by repeating
 an image, and the padding is cut off again, so that neither batch size nor device count changes what is
 computed for an image.
 """
@@ -57,7 +57,7 @@ def map_batches(
     *,
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
-    full: bool = False,
+    few: bool = False,
 ) -> Any:
     """``fn(*static, *replicated, *arrays)`` over the leading axis of `arrays`, batch by batch.
 
@@ -68,8 +68,8 @@ def map_batches(
         arrays: arrays [N, ...] that are cut into batches.
         batch_size: images per device and call, at most.
         advance: called with the number of images done after each call.
-        full: pad to `batch_size` even if there are fewer images, so that a program compiled for full
-            batches serves.
+        few: the images are stragglers whose number is chance: their batch is the next power of two, so that
+            a handful of programs serves every such number without the work of a full batch.
 
     Returns:
         fn's results as numpy arrays [N, ...].
@@ -81,11 +81,11 @@ def map_batches(
     if batch_size < 1 or count < 1:
         raise ValueError(f"batch_size and the number of images must be at least 1, got {batch_size} and {count}.")
     devices = device_count()
-    per_device = batch_size
-    if not full:
-        # As few calls as the batch size allows, all of the same size: little padding.
-        calls = -(-count // (batch_size * devices))
-        per_device = -(-count // (calls * devices))
+    # As few calls as the batch size allows, all of the same size: little padding.
+    calls = -(-count // (batch_size * devices))
+    per_device = -(-count // (calls * devices))
+    if few:
+        per_device = min(batch_size, 1 << (per_device - 1).bit_length())
     size = per_device * devices
     program = _program(fn, static, len(replicated), len(arrays))
     parts = []

@@ -33,8 +33,28 @@ CHOICES = {
 MAY_BE_ZERO = (
     *("seed", "alignment_images", "n_samples_other", "ancestral_samples"),
     "ancestral_samples_other",
-    *("warmup_steps", "sample_every"),
+    *("warmup_steps", "sample_every", "fourier"),
 )
+# Real numbers that must lie strictly inside a range, and how to say so.
+POSITIVE = (0.0, math.inf, "above 0")
+FRACTION = (0.0, 1.0, "between 0 and 1")
+RANGES = {
+    "merge.candidate_step": FRACTION,
+    "likelihood.tolerance": FRACTION,
+    "likelihood.image_tolerance": FRACTION,
+    "likelihood.rtol": FRACTION,
+    "likelihood.atol": FRACTION,
+    "sampling.ode_steps_per_gamma": POSITIVE,
+    "training.learning_rate": POSITIVE,
+    "classifier.learning_rate": POSITIVE,
+    "training.clip": POSITIVE,
+    "training.p_std": POSITIVE,
+    "training.b2": FRACTION,
+}
+# The same with the lower end allowed: "at least 0 and below 1".
+FROM_ZERO = {"expert.dropout": 1.0, "training.ema_decay": 1.0, "training.weight_decay": math.inf}
+# Lists that must name at least one thing.
+NOT_EMPTY = ("merge.etas", "sampling.sampler", "expert.channel_mult")
 
 
 class Settings(NamedTuple):
@@ -234,16 +254,34 @@ def check(config: dict[str, Any]) -> None:
         number = isinstance(eta, (int, float)) and not isinstance(eta, bool)
         if eta != "auto" and not (number and 0 <= eta <= 1):
             raise ValueError(f"merge.etas must be 'auto' or numbers from 0 to 1, got {eta!r}.")
+    for key in NOT_EMPTY:
+        if config.get(key) == ():
+            raise ValueError(f"{key} must name at least one value, got none; leave it away for the default.")
     for key, value in config.items():
-        last = key.rsplit(".", 1)[-1]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        check_number(key, value)
+
+
+def check_number(key: str, value: Any) -> None:
+    """Refuses a number outside its range; lists of numbers item by item.
+
+    Raises:
+        ValueError: names the key, its range and what arrived.
+    """
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, bool) or not isinstance(item, (int, float)):
             continue
-        if not math.isfinite(value):
-            raise ValueError(f"{key} must be a finite number, got {value}.")
-        if isinstance(value, int) and value < (0 if last in MAY_BE_ZERO else 1):
-            raise ValueError(f"{key} must be at least {0 if last in MAY_BE_ZERO else 1}, got {value}.")
-        if last in ("tolerance", "image_tolerance", "rtol", "atol", "candidate_step") and not 0 < value < 1:
-            raise ValueError(f"{key} must lie between 0 and 1, got {value}.")
+        if not math.isfinite(item):
+            raise ValueError(f"{key} must be a finite number, got {item}.")
+        least = 0 if key.rsplit(".", 1)[-1] in MAY_BE_ZERO else 1
+        if isinstance(item, int) and key not in RANGES | FROM_ZERO and key != "merge.etas" and item < least:
+            raise ValueError(f"{key} must be at least {least}, got {item}.")
+        low, high, words = RANGES.get(key, (-math.inf, math.inf, ""))
+        if not low < item < high:
+            raise ValueError(f"{key} must lie {words}, got {item}.")
+        top = FROM_ZERO.get(key)
+        if top is not None and not 0 <= item < top:
+            words = "at least 0" if math.isinf(top) else f"at least 0 and below {top:g}"
+            raise ValueError(f"{key} must be {words}, got {item}.")
 
 
 def config_name(path: str) -> str:

@@ -136,27 +136,27 @@ def sweep_likelihood(
     gammas = np.array([float(m.gamma) for m in merges], settings.dtype)
     order = np.argsort(gammas)
 
-    def solve(settings, images, index, full):
+    def solve(settings, images, index, few):
         return parallel.map_batches(
             _sweep_likelihood,
             (scale,),
             (settings, low, high, gammas[order], key),
             (images, index),
             batch_size=batch_size,
-            advance=(lambda n: None) if full else advance,
-            full=full,
+            advance=(lambda n: None) if few else advance,
+            few=few,
         )
 
     def largest_error(result):
-        return np.maximum(result[0].error.max(axis=1), result[1].error)
+        merged, single = (likelihood_room.error_or_failure(r) for r in result[:2])
+        return np.maximum(merged.max(axis=1), single)
 
-    def mark(result):
-        merged, single, calls = result
-        ones = [r._replace(refined=np.ones_like(r.refined)) for r in (merged, single)]
-        return *ones, calls
+    def join(first, second):
+        both = (likelihood_room.solved_twice(a, b) for a, b in zip(first[:2], second[:2], strict=True))
+        return *both, first[2] + second[2]
 
     merged, single, calls = likelihood_room.refine(
-        solve, largest_error, mark, images, index, settings, refinement
+        solve, largest_error, join, images, index, settings, refinement
     )
     apart = likelihood_room.evaluate(
         high, images, key=key, index=index, settings=settings, refinement=refinement, batch_size=batch_size

@@ -407,6 +407,35 @@ def test_images_over_tolerance_are_solved_again_and_counted():
     np.testing.assert_allclose(twice.bpd[twice.refined], fine.bpd[twice.refined], atol=1e-5)
     np.testing.assert_allclose(twice.bpd[~twice.refined], once.bpd[~twice.refined], atol=1e-6)
     assert not np.any(once.refined)
+    # Both solves were paid for.
+    np.testing.assert_allclose(twice.nfe[twice.refined], once.nfe[twice.refined] + fine.nfe[twice.refined])
+    np.testing.assert_allclose(twice.nfe[~twice.refined], once.nfe[~twice.refined])
+
+
+def test_an_image_whose_coarse_solve_fails_is_solved_again():
+    expert, atoms = known_scale()
+    settings = EXACT.replace(control=flow.FixedGrid(2.0))
+    once = likelihood.evaluate(expert, atoms, key=KEY, settings=settings)
+    tried = []
+
+    def solve(settings, images, index, few):
+        tried.append((settings.control.steps_per_gamma, list(index), few))
+        failed = (index == 5) & (settings.control.steps_per_gamma == 2.0)
+        some = jax.tree.map(lambda a: a[index], once)
+        return some._replace(ok=~failed, error=np.where(failed, np.nan, 0.0))
+
+    got = likelihood.refine(
+        solve,
+        likelihood.error_or_failure,
+        likelihood.solved_twice,
+        atoms,
+        np.arange(12),
+        settings,
+        likelihood.Refinement(1.0, factor=4.0),
+    )
+    assert tried == [(2.0, list(range(12)), False), (8.0, [5], True)]
+    assert np.all(got.ok)
+    np.testing.assert_array_equal(got.refined, np.arange(12) == 5)
 
 
 def test_a_tolerance_that_no_grid_reaches_is_refused():

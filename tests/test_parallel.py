@@ -95,8 +95,18 @@ def test_the_last_batch_is_padded_and_compiles_nothing():
     for _ in range(2):
         parallel.map_batches(affine, (3.0,), (jnp.float32(0.0),), (x, np.arange(7)), batch_size=3)
     assert traces == [(3, 5)]
-    parallel.map_batches(affine, (3.0,), (jnp.float32(0.0),), (x[:1], np.arange(1)), batch_size=3, full=True)
-    assert traces == [(3, 5)]
+
+
+def test_stragglers_of_any_number_share_programs_of_a_power_of_two():
+    devices = jax.local_device_count()
+    x = np.random.default_rng(0).normal(size=(8 * devices, 4)).astype(np.float32)
+    traces.clear()
+    for count in (1, 3 * devices, 4 * devices, 5 * devices, 8 * devices):
+        out = parallel.map_batches(
+            affine, (5.0,), (jnp.float32(0.0),), (x[:count], np.arange(count)), batch_size=6, few=True
+        )
+        np.testing.assert_allclose(out["y"], 5 * x[:count], rtol=1e-6)
+    assert traces == [(1, 4), (4, 4), (6, 4)]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(0, 3), (5, 0)])

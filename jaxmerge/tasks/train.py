@@ -1,11 +1,15 @@
 """Tasks that make the checkpoints which come with the package."""
 
+from pathlib import Path
+
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmerge import checkpoint, sampling
 from jaxmerge.data import load
 from jaxmerge.experts.base import Expert
+from jaxmerge.files import make_folder, write_bytes
 from jaxmerge.run import Run
 from jaxmerge.training import classifier as classifier_training
 from jaxmerge.training import recipes
@@ -17,6 +21,9 @@ def expert(config: ConfigDict, run: Run) -> None:
     data = load(config.data.name, config.data.train_split)
     validation = load(config.data.name, config.data.validation_split)
     settings = config.training
+    if settings.export:
+        # A place that cannot be written is known now, not after hours of training.
+        make_folder(Path(settings.export).parent)
     pictures = run.path("samples")
 
     def on_eval(step: int, current: Expert) -> None:
@@ -50,7 +57,7 @@ def expert(config: ConfigDict, run: Run) -> None:
     losses = read(run.path("losses.csv"))
     curve = read(run.path("validation.csv"))
     figures = {k: v for k, v in result.record["validation"].items() if k != "step"}
-    images, _ = sampling.generate(result.expert, 60, key=_key(config.seed), batch_size=60)
+    images, _ = sampling.generate(result.expert, 60, key=jax.random.key(config.seed), batch_size=60)
     run.finish(
         {
             "title": f"Training of the {data.name} {config.expert.kind.upper()}",
@@ -97,19 +104,12 @@ def classifier(config: ConfigDict, run: Run) -> None:
 
 def draw_samples(current: Expert, seed: int, path, levels: int) -> None:
     """A picture of 60 samples of an expert in training, always from the same noise."""
-    from jaxmerge.files import make_folder, write_bytes
     from jaxmerge.report import plots, style  # matplotlib takes a second
 
-    images, _ = sampling.generate(current, 60, key=_key(seed), batch_size=60)
+    images, _ = sampling.generate(current, 60, key=jax.random.key(seed), batch_size=60)
     make_folder(path.parent)
     rows = images.reshape(5, 12, *images.shape[1:])
     write_bytes(path, style.png(plots.sample_grid(rows, [""] * 5, levels)))
-
-
-def _key(seed: int):
-    import jax
-
-    return jax.random.key(seed)
 
 
 def _series(rows, name: str, every: int = 1) -> dict[str, list[float]]:
