@@ -98,12 +98,14 @@ def likelihood() -> ConfigDict:
             "trace": "hutchinson",
             # Rademacher probes per image; the variance of the estimate falls as 1/probes.
             "probes": 1,
-            # Step control: "fixed" (one grid for all images, chosen on training images),
+            # Step control: "fixed" (one grid for all images, chosen on training images), "multistep"
+            # (the same with steps that remember earlier ones: half the calls for a single model, less
+            # gain in a sweep, whose every threshold starts them anew),
             # "per_image" (adaptive, each image its own steps) or "batch" (adaptive, one step size
             # for the whole batch: the result depends on the neighbours).
             "control": "fixed",
-            # Control "fixed": the mean error that the grid may make, in bits per dimension, and the
-            # estimated error from which a single image is solved again on a finer grid.
+            # Controls "fixed" and "multistep": the mean error that the grid may make, in bits per
+            # dimension, and the estimated error from which a single image is solved again on a finer grid.
             "tolerance": 0.005,
             "image_tolerance": 0.05,
             # Controls "per_image" and "batch": relative and absolute tolerance of the solver.

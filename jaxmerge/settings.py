@@ -24,7 +24,7 @@ CHOICES = {
     "precision": ("highest", "high", "default"),
     "likelihood.dequantization": ("truncated_normal", "uniform", "variational"),
     "likelihood.trace": ("hutchinson", "exact"),
-    "likelihood.control": ("fixed", "per_image", "batch"),
+    "likelihood.control": ("fixed", "multistep", "per_image", "batch"),
     "sampling.sampler": ("heun", "ode", "ancestral"),
     "expert.kind": ("vdm", "edm"),
     "sampling.decoder": ("argmax", "sample"),

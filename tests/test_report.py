@@ -87,6 +87,21 @@ def test_finding_takes_paired_differences_in_either_direction(results):
     assert "below the VDM (unpaired)" in unpaired
 
 
+def test_finding_adds_the_distance_seed_by_seed_of_the_same_pair_and_sampler(results):
+    sampler = results["rows"][0]["sampler"]
+    pair = {"quantity": "frechet", "sampler": sampler, "difference": 0.033, "se": 0.003, "n_seeds": 5}
+    pairs = [
+        pair | {"model_a": ["merged", 0.2], "model_b": "EDM"},
+        pair | {"model_a": ["merged", 0.2], "model_b": "VDM", "difference": -2.5, "sampler": "another"},
+        pair | {"model_a": ["merged", 0.3], "model_b": "VDM", "difference": -1.5},
+    ]
+    sentence = finding(results | {"paired": results["paired"] + pairs})
+    assert "; seed by seed 0.0330 ± 0.0030 above)" in sentence
+    assert sentence.count("seed by seed") == 1
+    # It stands beside the verdict, it does not make it.
+    assert sentence.split(":")[0] == finding(results).split(":")[0]
+
+
 def test_finding_ignores_an_expert_row_under_another_dequantisation(results):
     rows = [row | {"bpd": 1.0} if row.get("dequantization") == "uniform" else row for row in results["rows"]]
     assert finding(results | {"rows": rows}) == finding(results)
@@ -171,3 +186,21 @@ def test_drawing_leaves_the_users_matplotlib_alone(results):
     before = dict(matplotlib.rcParams)
     style.png(plots.trade_off(results), dpi=40)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_distances_are_paired_by_seed():
+    """Stages of equal name have equal noise; a model that lacks a seed is compared over those it has."""
+    from jaxmerge.tasks import summary
+
+    def stage(edm, merged):
+        scores = {"EDM": {"frechet": edm}} | ({"eta_0": {"frechet": merged}} if merged else {})
+        return {"etas": [0.2], "scores": scores, "count": 1000}
+
+    samples = {"floor": {}, "samples_heun_0": stage(0.4, 0.5), "samples_heun_1": stage(0.8, 1.1)}
+    measured = {"samples": samples | {"samples_heun_2": stage(0.6, None), "samples_ode_0": stage(9.0, 1.0)}}
+    common = {"model_a": ["merged", 0.2], "model_b": "EDM"}
+    (entry,) = summary.paired_distance(measured, common, "heun", (0.2, "eta_0"), (None, "EDM"))
+    assert entry["n_seeds"] == 2
+    np.testing.assert_allclose(entry["difference"], (0.1 + 0.3) / 2)
+    np.testing.assert_allclose(entry["se"], np.std([0.1, 0.3], ddof=1) / np.sqrt(2))
+    assert summary.paired_distance(measured, common, "ode", (0.2, "eta_0"), (None, "EDM")) == []

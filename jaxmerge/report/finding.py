@@ -1,7 +1,9 @@
 """The run's finding in one sentence, composed from its measurements and no more favourable than they are.
 
 A difference counts when it exceeds two of its standard errors. Likelihoods are compared by the paired
-difference over images where the run has it; distances by the error over seeds.
+difference over images where the run has it. Distances are compared by each model's own error over seeds,
+which is what a repetition of the experiment would see; the finer difference over equal seeds, where the
+run has it, stands beside them.
 """
 
 import math
@@ -32,7 +34,7 @@ def finding(results: dict[str, Any]) -> str:
     if merged is None or len(experts) < 2:
         return "The run is finished; it measured no proposed threshold, so it compares nothing."
     likelihood, bpd_wins = compare_bpd(merged, experts, results.get("paired", []))
-    quality, quality_holds = compare_frechet(merged, experts)
+    quality, quality_holds = compare_frechet(merged, experts, results.get("paired", []))
     if quality is None:
         verdict = (
             "beats both experts in likelihood" if bpd_wins else "does not beat both experts in likelihood"
@@ -92,6 +94,17 @@ def bpd_difference(merged, expert, paired) -> tuple[float | None, float | None, 
     return merged["bpd"] - expert["bpd"], error, " (unpaired)"
 
 
+def by_seed(merged, expert, sampler: str, paired) -> str:
+    """The difference of two distances seed by seed in words; empty where the run has none."""
+    for pair in paired:
+        if pair.get("quantity") != "frechet" or pair.get("sampler") != sampler:
+            continue
+        if [key_of(pair["model_a"]), key_of(pair["model_b"])] == [key_of(merged), key_of(expert)]:
+            side = "above" if pair["difference"] > 0 else "below"
+            return f"; seed by seed {with_error(abs(pair['difference']), pair['se'])} {side}"
+    return ""
+
+
 def key_of(model: Any) -> tuple[str, float | None]:
     """A model's identity from a row, a string such as "VDM", or a [name, eta] pair."""
     if isinstance(model, dict):
@@ -103,7 +116,7 @@ def key_of(model: Any) -> tuple[str, float | None]:
     return name, None if eta is None else round(float(eta), 9)
 
 
-def compare_frechet(merged, experts) -> tuple[str | None, bool]:
+def compare_frechet(merged, experts, paired) -> tuple[str | None, bool]:
     """(the merge's distance against both experts' in words, whether it is no worse than the better).
 
     The sampler is the first that all three have; None where there is none.
@@ -125,6 +138,6 @@ def compare_frechet(merged, experts) -> tuple[str | None, bool]:
         else:
             relation = "clearly below" if difference < 0 else "clearly above"
             holds = holds and (difference < 0 or name != better)
-        words.append(f"{relation} the {name}'s ({value})")
+        words.append(f"{relation} the {name}'s ({value}{by_seed(merged, experts[name], sampler, paired)})")
     value = with_error(own["frechet"], own.get("frechet_se"))
     return f"Fréchet distance ({sampler}) {value}, {' and '.join(words)}", holds

@@ -10,7 +10,8 @@
                              dequantization where it is not the run's ("uniform")
     proposed                 {"best_bound": eta, "cautious": eta}
     paired                   [{"model_a", "model_b", "difference" (a - b), "se", "n_images"}], a model being
-                             "VDM", "EDM" or ["merged", eta]; optionally "quantity" where it is not "bpd"
+                             "VDM", "EDM" or ["merged", eta]; where "quantity" is not "bpd" it is given, and for
+                             "frechet" the "sampler" and "n_seeds" instead of "n_images"
     curves                   gamma [G], experts {name: [G]} (None where an expert does not answer), ranges
                              {name: [low, high]}, optionally unit, split
     bound_by_eta             eta [E], bpd [E], se [E], split
@@ -183,13 +184,13 @@ def _paired(results: dict[str, Any]) -> str:
     cells = [
         [
             f"{name(pair['model_a'])} minus {name(pair['model_b'])}",
-            pair.get("quantity", "bpd"),
+            " ".join([pair.get("quantity", "bpd"), pair.get("sampler", "")]),
             tables.with_error(pair["difference"], pair["se"]),
-            tables.whole(pair.get("n_images")),
+            f"{pair['n_seeds']} seeds" if "n_seeds" in pair else f"{tables.whole(pair.get('n_images'))} images",
         ]
         for pair in results.get("paired", [])
     ]
-    return tables.html_table(["difference", "quantity", "value", "images"], cells) if cells else ""
+    return tables.html_table(["difference", "quantity", "value", "pairs"], cells) if cells else ""
 
 
 def _alignment(results: dict[str, Any]) -> str:

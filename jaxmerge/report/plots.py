@@ -88,7 +88,7 @@ def _mark_proposed(axis, proposed: dict[str, float]) -> None:
 def _plane(axis, entries, results) -> None:
     """Distance against bpd: better is lower left; the merge's path runs from the EDM to the VDM."""
     names = samplers(results["rows"])[:1]
-    points = []
+    points, names_of_points = [], []
     for entry in entries:
         sampler = names[0] if names else None
         bpd, bpd_se = _value(entry, "bpd", None)
@@ -100,15 +100,31 @@ def _plane(axis, entries, results) -> None:
         axis.errorbar(bpd, distance, distance_se, bpd_se, elinewidth=0.8, zorder=3, **shape)
         single = entry.get("eta") is None
         text = entry["model"] if single else f"{entry['eta']:.2f}".rstrip("0")
-        axis.annotate(
-            text, (bpd, distance), (5, 4), textcoords="offset points", fontsize=8.5 if single else 7.5
-        )
+        names_of_points.append((text, (bpd, distance), 8.5 if single else 7.5, single or star))
         if not single:
             points.append((bpd, distance))
     axis.plot(*np.array(points).reshape(-1, 2).T, color=COLORS["merged"], lw=0.8, zorder=1)
     axis.set_xlabel("bits per dimension")
     axis.set_ylabel(f"Fréchet distance ({names[0]})" if names else "Fréchet distance")
-    axis.set_title("merges by their η, ★ proposed; lower left is better", loc="left")
+    axis.set_title("merges by their η, ★ proposed; lower left is better", loc="left", fontsize=9)
+    _name_points(axis, names_of_points)
+
+
+def _name_points(axis, entries) -> None:
+    """Writes names beside their points, the important ones first; a name that has no room is left out.
+
+    Args:
+        axis: limits and labels are set already.
+        entries: (text, (x, y), font size, important).
+    """
+    axis.figure.draw_without_rendering()
+    taken: list[np.ndarray] = []
+    for text, point, size, _ in sorted(entries, key=lambda entry: not entry[3]):
+        # In points of the page: a name is about 30 wide and 10 high.
+        place = axis.transData.transform(point) / axis.figure.dpi * 72
+        if all(np.any(np.abs(place - other) > (30, 10)) for other in taken):
+            axis.annotate(text, point, (5, 4), textcoords="offset points", fontsize=size)
+            taken.append(place)
 
 
 @styled

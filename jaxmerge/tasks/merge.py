@@ -23,6 +23,8 @@ from jaxmerge.metrics import classifier, frechet
 from jaxmerge.run import Run
 from jaxmerge.tasks import summary
 
+# Step controls whose density is chosen on training images.
+GRIDS = {"fixed": flow.FixedGrid, "multistep": flow.MultistepGrid}
 GRID_IMAGES = 32
 
 
@@ -172,7 +174,7 @@ def propose(config: ConfigDict, run: Run, setup: Setup) -> dict[str, Any]:
 
 def choose_grid(config: ConfigDict, setup: Setup, eta: float) -> dict[str, Any]:
     """The fixed grid of the likelihood, by doubling on training images."""
-    if config.likelihood.control != "fixed":
+    if config.likelihood.control not in GRIDS:
         return {"steps_per_gamma": 0.0, "error_scale": 1.0}
     data = setup.train.take(GRID_IMAGES)
     chosen = likelihood.choose_grid(
@@ -201,7 +203,7 @@ def likelihood_settings(config: ConfigDict, grid) -> tuple[likelihood.Settings, 
     """
     asked = config.likelihood
     controls = {
-        "fixed": flow.FixedGrid(float(grid["steps_per_gamma"])),
+        **{name: kind(float(grid["steps_per_gamma"])) for name, kind in GRIDS.items()},
         "per_image": flow.PerImage(asked.rtol, asked.atol),
         "batch": flow.BatchCoupled(asked.rtol, asked.atol),
     }
@@ -213,7 +215,7 @@ def likelihood_settings(config: ConfigDict, grid) -> tuple[likelihood.Settings, 
         trace=asked.trace,
         probes=asked.probes,
     )
-    if asked.control != "fixed":
+    if asked.control not in GRIDS:
         return settings, None
     return settings, likelihood.Refinement(asked.image_tolerance, float(grid["error_scale"]))
 

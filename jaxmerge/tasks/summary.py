@@ -21,7 +21,7 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
         "gamma_range": [setup.low.gamma_range[0], setup.high.gamma_range[1]],
         "proposed": {"best_bound": proposal["best"], "cautious": proposal["cautious"]},
         "rows": rows(config, measured),
-        "paired": paired(measured),
+        "paired": paired(config, measured),
         "curves": {
             "gamma": proposal["curve_gamma"],
             "experts": dict(zip(("VDM", "EDM"), proposal["curve_density"], strict=True)),
@@ -67,7 +67,7 @@ def rows(config, measured) -> list[dict[str, Any]]:
     table = []
     for sampler in config.sampling.sampler:
         for model, eta, key, arrays in models(measured):
-            scores = sample_scores(measured, sampler, eta, key)
+            scores = list(sample_scores(measured, sampler, eta, key).values())
             if not scores and sampler != config.sampling.sampler[0]:
                 continue
             table.append(
@@ -108,9 +108,9 @@ def bound_figures(measured, key: str) -> dict[str, float]:
     return {"vlb": float(total.mean()), "vlb_se": float(total.std(ddof=1) / math.sqrt(len(total)))}
 
 
-def sample_scores(measured, sampler: str, eta: float | None, key: str) -> list[dict[str, float]]:
-    """The scores of a model's samples, one entry per seed."""
-    found = []
+def sample_scores(measured, sampler: str, eta: float | None, key: str) -> dict[str, dict[str, float]]:
+    """The scores of a model's samples, stage by stage; a stage is a seed."""
+    found = {}
     for name, stage in measured["samples"].items():
         if not name.startswith(f"samples_{sampler}_"):
             continue
@@ -119,10 +119,10 @@ def sample_scores(measured, sampler: str, eta: float | None, key: str) -> list[d
             matches = np.flatnonzero(np.abs(np.asarray(stage["etas"]) - eta) < 1e-9)
             where = f"eta_{matches[0]}" if len(matches) else None
         if where in stage["scores"]:
-            found.append({**stage["scores"][where], "count": stage["count"]})
+            found[name] = {**stage["scores"][where], "count": stage["count"]}
     # A threshold that also ran with fewer samples is judged by its full runs.
-    most = max((s["count"] for s in found), default=0)
-    return [s for s in found if s["count"] == most]
+    most = max((s["count"] for s in found.values()), default=0)
+    return {name: s for name, s in found.items() if s["count"] == most}
 
 
 def sampling_figures(sampler: str, scores: list[dict[str, float]]) -> dict[str, Any]:
@@ -146,8 +146,8 @@ def sampling_figures(sampler: str, scores: list[dict[str, float]]) -> dict[str, 
     return figures
 
 
-def paired(measured) -> list[dict[str, Any]]:
-    """Differences of every merge and both experts, per image: exact likelihood and bound."""
+def paired(config, measured) -> list[dict[str, Any]]:
+    """Differences of every merge and both experts: likelihood and bound per image, distance per seed."""
     table = models(measured)
     experts = [entry for entry in table if entry[1] is None]
     found = []
@@ -170,7 +170,20 @@ def paired(measured) -> list[dict[str, Any]]:
                     "n_images": len(bound),
                 }
             )
+            for sampler in config.sampling.sampler:
+                found += paired_distance(measured, common, sampler, (eta, key), (None, other_key))
     return found
+
+
+def paired_distance(measured, common, sampler: str, a: tuple, b: tuple) -> list[dict[str, Any]]:
+    """Mean difference of two models' Frechet distances over the seeds that both have: same noise, same seeds."""
+    ours, theirs = sample_scores(measured, sampler, *a), sample_scores(measured, sampler, *b)
+    apart = [ours[name]["frechet"] - theirs[name]["frechet"] for name in ours if name in theirs]
+    if len(apart) < 2:
+        return []
+    mean, error = frechet.mean_and_se(apart)
+    entry = {"quantity": "frechet", "sampler": sampler, "difference": mean, "se": error, "n_seeds": len(apart)}
+    return [common | entry]
 
 
 def terms(measured) -> list[dict[str, Any]]:
@@ -234,10 +247,13 @@ def floor(config, measured) -> dict[str, Any]:
 def definitions(config, setup, measured) -> dict[str, str]:
     """What the columns mean in this run."""
     asked, grid = config.likelihood, measured["grid"]
+    density = (
+        f"of {float(grid['steps_per_gamma']):g} steps per unit of gamma, chosen on {grid.get('n_images', 0)} training "
+        f"images so that doubling it changes the mean by less than {asked.tolerance:g} bpd"
+    )
     control = {
-        "fixed": f"a fixed Bogacki-Shampine grid of {float(grid['steps_per_gamma']):g} steps per unit of gamma, chosen "
-        f"on {grid.get('n_images', 0)} training images so that doubling it changes the mean by less than "
-        f"{asked.tolerance:g} bpd",
+        "fixed": f"a fixed Bogacki-Shampine grid {density}",
+        "multistep": f"a fixed Adams-Bashforth grid {density}",
         "per_image": f"adaptive RK45, each image its own steps, rtol {asked.rtol:g}, atol {asked.atol:g}",
         "batch": f"adaptive RK45, one step size per batch of {asked.batch_size}, rtol {asked.rtol:g}, atol {asked.atol:g}",
     }[asked.control]
