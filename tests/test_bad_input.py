@@ -21,27 +21,7 @@ ASSETS = ROOT / "jaxmerge" / "assets"
 MERGE = str(ROOT / "configs" / "digits_merge.py")
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Every test works in its own folder and gives JAX's settings and the signals back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.syspath_prepend(str(ROOT))
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_default_matmul_precision",
-        "jax_enable_compilation_cache",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def description(kind: str, **changes) -> dict:
