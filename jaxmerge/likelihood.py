@@ -35,6 +35,7 @@ from jaxmerge import noise, parallel
 from jaxmerge import probability_flow as flow
 from jaxmerge.dequantize import METHODS, dequantize
 from jaxmerge.experts.base import Expert, check_range
+from jaxmerge.experts.labels import Labels
 from jaxmerge.noise import PixelScale
 
 Terminal = Callable[[Float[Array, "B H W C"], float], Float[Array, " B"]]
@@ -119,7 +120,9 @@ def start_gamma(expert: Expert, dequantization: str, scale: PixelScale) -> float
     return scale.uniform_gamma
 
 
-def probes_for(keys: Key[Array, " B"], shape: tuple[int, ...], settings: Settings) -> Float[Array, "P b H W C"]:
+def probes_for(
+    keys: Key[Array, " B"], shape: tuple[int, ...], settings: Settings
+) -> Float[Array, "P b H W C"]:
     """Rademacher probes of every image, or the exact trace's unit vectors."""
     if settings.trace == "exact":
         return flow.exact_probes(shape, settings.dtype)
@@ -156,7 +159,9 @@ def log_likelihood(
     if scale is None:
         raise ValueError("this expert does not know its grey levels; pass scale=PixelScale(levels).")
     if settings.dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ValueError("a float64 likelihood needs jax_enable_x64, which is off; switch it on or ask for float32.")
+        raise ValueError(
+            "a float64 likelihood needs jax_enable_x64, which is off; switch it on or ask for float32."
+        )
     index = jnp.arange(len(images)) if index is None else index
     keys = noise.image_keys(key, index)
     low = start_gamma(expert, settings.dequantization, scale)
@@ -170,9 +175,7 @@ def log_likelihood(
             settings.dequantization, images, scale=scale, keys=draw_keys, gamma=low, dtype=settings.dtype
         )
         with jax.default_matmul_precision("highest"):
-            end = flow.solve(
-                expert, d.z, low, high, rising=True, control=settings.control, probes=probes
-            )
+            end = flow.solve(expert, d.z, low, high, rising=True, control=settings.control, probes=probes)
         return d, end, terminal(end.z, high)
 
     if settings.draws == 1:
@@ -199,7 +202,8 @@ def log_likelihood(
     )
 
 
-def _batch(scale, settings, expert, key, images, index):
+def _batch(scale, settings, expert, key, images, index, labels=None):
+    expert = expert if labels is None else expert.with_labels(labels)
     return log_likelihood(expert, images, key=key, index=index, scale=scale, settings=settings)
 
 
@@ -273,6 +277,7 @@ def evaluate(
     key: Key[Array, ""],
     index: Int[np.ndarray, " N"] | None = None,
     settings: Settings = Settings(),
+    labels: Labels | None = None,
     refinement: Refinement | None = None,
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda n: None,
@@ -283,6 +288,7 @@ def evaluate(
         expert: any expert that knows its grey levels.
         images: uint8 grey levels [N, H, W, C].
         key, index, settings: as in `log_likelihood`.
+        labels: of a conditional expert, one per image or one for all (see `Expert.with_labels`).
         refinement: solve images over tolerance again on a finer grid.
         batch_size: images per device and call.
         advance: called with the number of images done.
@@ -291,7 +297,7 @@ def evaluate(
         numpy arrays [N].
 
     Raises:
-        ValueError: images of another shape, dtype or number of grey levels.
+        ValueError: images of another shape, dtype or number of grey levels, or labels that do not fit.
 
     Example:
         >>> evaluate(shipped("digits_vdm"), images, key=jax.random.key(0)).bpd.mean()
@@ -299,22 +305,27 @@ def evaluate(
     """
     scale = expert.pixel_scale
     if scale is None:
-        raise ValueError("evaluate needs an expert that knows its grey levels; use log_likelihood with scale=.")
+        raise ValueError(
+            "evaluate needs an expert that knows its grey levels; use log_likelihood with scale=."
+        )
     images = scale.check(images, expert.image_shape)
     index = np.arange(len(images)) if index is None else np.asarray(index)
 
-    def solve(settings, images, index, few):
+    rows = (index,) if labels is None else (index, np.asarray(expert.label_rows(labels, len(images))))
+
+    def solve(settings, images, places, few):
         return parallel.map_batches(
             _batch,
             (scale,),
             (settings, expert, key),
-            (images, index),
+            (images, *(row[places] for row in rows)),
             batch_size=batch_size,
             advance=(lambda n: None) if few else advance,
             few=few,
         )
 
-    return refine(solve, error_or_failure, solved_twice, images, index, settings, refinement)
+    places = np.arange(len(images))
+    return refine(solve, error_or_failure, solved_twice, images, places, settings, refinement)
 
 
 class GridChoice(NamedTuple):
@@ -367,7 +378,9 @@ def choose_grid(
     while densities[-1] <= most:
         control = kind.replace(steps_per_gamma=densities[-1])
         results.append(
-            evaluate(expert, images, key=key, settings=settings.replace(control=control), batch_size=batch_size)
+            evaluate(
+                expert, images, key=key, settings=settings.replace(control=control), batch_size=batch_size
+            )
         )
         if len(results) > 1:
             before, after = results[-2:]

@@ -6,20 +6,21 @@ experts, so merges nest: a mixture between two single-expert ranges is a switch 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxmerge import noise
 from jaxmerge.experts.base import Expert, Piece, per_image
+from jaxmerge.experts.labels import Labels
 from jaxmerge.noise import GAMMA_SLACK
 
 
-def _common(experts: Sequence[Expert], attribute: str, what: str) -> Any:
+def common(experts: Sequence[Expert], attribute: str, what: str) -> Any:
     """The value that all experts share; None if none of them fixes it."""
     values = {getattr(e, attribute) for e in experts} - {None}
     if len(values) > 1:
@@ -37,8 +38,43 @@ def eta_range(low: Expert, high: Expert) -> tuple[float, float]:
     return max(lowest, 0.0), min(highest, 1.0)
 
 
+class Merge(Expert):
+    """What every merge does with labels: it passes them on to those of its experts that have classes.
+
+    Two conditional experts must have the same classes, or be given their labels before they are merged.
+    """
+
+    def _inside(self) -> list[Expert]:
+        return [leaf for leaf in jax.tree.leaves(self, is_leaf=self._is_inside) if isinstance(leaf, Expert)]
+
+    def _is_inside(self, node) -> bool:
+        return isinstance(node, Expert) and node is not self
+
+    def _each(self, change: Callable[[Expert], Expert]) -> "Merge":
+        """The same merge of changed experts."""
+        return jax.tree.map(
+            lambda leaf: change(leaf) if isinstance(leaf, Expert) else leaf, self, is_leaf=self._is_inside
+        )
+
+    @property
+    def smooth(self) -> bool:
+        return all(expert.smooth for expert in self._inside())
+
+    @property
+    def classes(self) -> int | None:
+        return common(self._inside(), "classes", "number of classes")
+
+    def with_labels(self, labels: Labels) -> "Merge":
+        if self.classes is None:
+            return super().with_labels(labels)
+        return self._each(lambda expert: expert if expert.classes is None else expert.with_labels(labels))
+
+    def of_image(self, index: Int[Array, ""]) -> "Merge":
+        return self._each(lambda expert: expert.of_image(index))
+
+
 @jax.tree_util.register_pytree_with_keys_class
-class Switch(Expert):
+class Switch(Merge):
     """`low` where gamma <= the threshold, `high` above it (Eq. 10).
 
     Args:
@@ -62,8 +98,8 @@ class Switch(Expert):
     def __init__(self, low: Expert, high: Expert, eta: float | None = None, *, gamma: float | None = None):
         if (eta is None) == (gamma is None):
             raise ValueError(f"Switch needs exactly one of eta and gamma, got eta={eta} and gamma={gamma}.")
-        _common((low, high), "pixel_scale", "grey levels")
-        _common((low, high), "image_shape", "image shape")
+        common((low, high), "pixel_scale", "grey levels")
+        common((low, high), "image_shape", "image shape")
         self.low, self.high = low, high
         self.gamma = noise.gamma_of_eta(eta, *self.gamma_range) if gamma is None else gamma
         if not isinstance(self.gamma, jax.core.Tracer):
@@ -91,11 +127,11 @@ class Switch(Expert):
 
     @property
     def pixel_scale(self):
-        return _common((self.low, self.high), "pixel_scale", "grey levels")
+        return common((self.low, self.high), "pixel_scale", "grey levels")
 
     @property
     def image_shape(self):
-        return _common((self.low, self.high), "image_shape", "image shape")
+        return common((self.low, self.high), "image_shape", "image shape")
 
     def pieces(self) -> tuple[Piece, ...]:
         """The pieces of both sides, cut at the threshold."""
@@ -157,7 +193,7 @@ def _minimum(a, b):
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Mixture(Expert):
+class Mixture(Merge):
     """Sum over experts of w_k(gamma) eps_hat_k, with weights tabulated over gamma.
 
     Every expert is asked at every level, so the mixture's range is what all of them share; outside it,
@@ -194,8 +230,8 @@ class Mixture(Expert):
             )
         if not isinstance(gammas, jax.core.Tracer) and np.any(np.diff(gammas) <= 0):
             raise ValueError("the mixture's gammas must increase strictly; sort them and drop repeated ones.")
-        _common(experts, "pixel_scale", "grey levels")
-        _common(experts, "image_shape", "image shape")
+        common(experts, "pixel_scale", "grey levels")
+        common(experts, "image_shape", "image shape")
         self.experts, self.gammas, self.weights = experts, gammas, weights
         low, high = self.gamma_range
         if low >= high:
@@ -210,11 +246,11 @@ class Mixture(Expert):
 
     @property
     def pixel_scale(self):
-        return _common(self.experts, "pixel_scale", "grey levels")
+        return common(self.experts, "pixel_scale", "grey levels")
 
     @property
     def image_shape(self):
-        return _common(self.experts, "image_shape", "image shape")
+        return common(self.experts, "image_shape", "image shape")
 
     def pieces(self) -> tuple[Piece, ...]:
         """One piece, or several where an expert in the mixture has a jump of its own."""
@@ -224,9 +260,7 @@ class Mixture(Expert):
             return (Piece(low, high, self),)
         cuts = jnp.sort(jnp.clip(jnp.stack([jnp.asarray(g) for g in inner]), low, high))
         edges = [low, *cuts, high]
-        return tuple(
-            Piece(a, b, self._between(a, b)) for a, b in itertools.pairwise(edges)
-        )
+        return tuple(Piece(a, b, self._between(a, b)) for a, b in itertools.pairwise(edges))
 
     def _between(self, low, high) -> "Mixture":
         """The same mixture with each expert replaced by a smooth one between two neighbouring jumps."""
@@ -254,7 +288,7 @@ class Mixture(Expert):
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class _Routed(Expert):
+class _Routed(Merge):
     """The piece of `expert` that answers at `level`, asked at any gamma: smooth where `expert` jumps."""
 
     def __init__(self, expert: Expert, level: float | Float[Array, ""]):

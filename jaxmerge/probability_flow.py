@@ -142,7 +142,9 @@ def drift_and_divergence(
     return 0.5 * (noise.sigma(gamma) * eps_hat - jax.nn.sigmoid(gamma) * z), divergence
 
 
-def rademacher_probes(keys, count: int, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "P B H W C"]:
+def rademacher_probes(
+    keys, count: int, shape: tuple[int, ...], dtype=jnp.float32
+) -> Float[Array, "P B H W C"]:
     """Random signs [count, B, *shape], drawn per image from its key."""
     draw = jax.vmap(lambda key: jax.random.rademacher(key, (count, *shape), dtype))
     return jnp.moveaxis(draw(keys), 1, 0)
@@ -192,7 +194,8 @@ def solve(
         The states at `end` and what the solve cost.
 
     Raises:
-        ValueError: concrete levels outside the expert's range, or in the order that `rising` excludes.
+        ValueError: concrete levels outside the expert's range, or in the order that `rising` excludes; a
+            divergence of a field that jumps with z.
     """
     if isinstance(start, int | float) and isinstance(end, int | float):
         _check_levels(expert, start, end, rising)
@@ -200,6 +203,12 @@ def solve(
     zero = jnp.zeros(batch, z.dtype)
     done = Solution(z, zero, zero, zero, jnp.ones(batch, bool))
     for piece in segments(expert, start, end, rising=rising):
+        if probes is not None and not piece.expert.smooth:
+            raise ValueError(
+                "the exact likelihood is defined for fields that are continuous in z only, and this mixture's "
+                "choice of experts (top_k) jumps with z, which the trace misses; use the bound (vlb.bound), or "
+                "the dense mixture."
+            )
         step = _solve_piece(piece, done.z, control, probes)
         done = Solution(
             step.z,
@@ -241,11 +250,12 @@ def _solve_piece(piece: Piece, z, control: Control, probes) -> Solution:
     # Each image is a batch of one, so that its steps are its own.
     axis = None if probes is None or probes.shape[1] == 1 else 1
 
-    def single(z, probes):
+    def single(i, z, probes):
         probes = probes if axis is None else probes[:, None]
-        return jax.tree.map(lambda a: a[0], _adaptive(piece, z[None], control, probes))
+        own = piece._replace(expert=piece.expert.of_image(i))
+        return jax.tree.map(lambda a: a[0], _adaptive(own, z[None], control, probes))
 
-    return jax.vmap(single, in_axes=(0, axis))(z, probes)
+    return jax.vmap(single, in_axes=(0, 0, axis))(jnp.arange(len(z)), z, probes)
 
 
 def _fixed(piece: Piece, z, control: FixedGrid, probes) -> Solution:

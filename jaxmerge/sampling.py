@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from jaxmerge import decoder, noise, parallel
 from jaxmerge import probability_flow as flow
 from jaxmerge.experts.base import Expert
+from jaxmerge.experts.labels import Labels
 from jaxmerge.noise import PixelScale
 
 SAMPLERS = ("ode", "ancestral", "heun")
@@ -189,9 +190,7 @@ def ancestral(
 ) -> tuple[Float[Array, "N H W C"], Float[Array, ""]]:
     """Alg. 2 from the expert's highest noise to its lowest; returns z_0 and the network calls."""
     for single, last, first in reversed(piece_nodes(expert, steps)):
-        z = ancestral_walk(
-            single, z, first, last, span=expert.gamma_range, steps=steps, key=key, index=index
-        )
+        z = ancestral_walk(single, z, first, last, span=expert.gamma_range, steps=steps, key=key, index=index)
     return z, jnp.asarray(float(steps))
 
 
@@ -261,7 +260,8 @@ def sample(
     return finish(expert, z0, settings, scale, key=key, index=index), nfe
 
 
-def _batch(settings, expert, key, index):
+def _batch(settings, expert, key, index, labels=None):
+    expert = expert if labels is None else expert.with_labels(labels)
     return sample(expert, index, key=key, settings=settings)
 
 
@@ -271,6 +271,7 @@ def generate(
     *,
     key: Key[Array, ""],
     settings: Settings = Settings(),
+    labels: Labels | None = None,
     first: int = 0,
     batch_size: int = 250,
     advance: Callable[[int], None] = lambda n: None,
@@ -281,6 +282,7 @@ def generate(
         expert: an expert that knows its grey levels and image shape.
         count: number of images.
         key, settings: as in `sample`.
+        labels: of a conditional expert, one per sample or one for all (see `Expert.with_labels`).
         first: number of the first sample.
         batch_size: images per device and call.
         advance: called with the number of images done.
@@ -288,10 +290,14 @@ def generate(
     Returns:
         uint8 grey levels [N, H, W, C] and network calls per image [N].
 
+    Raises:
+        ValueError: no samples asked for, or labels that do not fit.
+
     Example:
         >>> images, nfe = generate(Switch(vdm, edm, eta=0.2), 16, key=jax.random.key(0))
     """
     index = np.arange(first, first + count)
+    arrays = (index,) if labels is None else (index, expert.label_rows(labels, count))
     return parallel.map_batches(
-        _batch, (), (settings, expert, key), (index,), batch_size=batch_size, advance=advance
+        _batch, (), (settings, expert, key), arrays, batch_size=batch_size, advance=advance
     )

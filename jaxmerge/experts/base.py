@@ -9,9 +9,10 @@ import abc
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from jaxmerge import noise
+from jaxmerge.experts.labels import Labels, rows_of
 from jaxmerge.noise import GAMMA_SLACK, PixelScale
 
 
@@ -62,10 +63,58 @@ class Expert(abc.ABC):
         """(H, W, C) this expert was made for; None where any will do."""
         return None
 
+    @property
+    def smooth(self) -> bool:
+        """Whether eps_hat is continuous in z; False where a choice of experts jumps with it."""
+        return True
+
+    def network_eps(
+        self, z: Float[Array, "B H W C"], gamma: Float[Array, " B"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B H W C"]:
+        """`eps_hat` in training: a key switches dropout on in experts that have it."""
+        return self.eps_hat(z, gamma)
+
     def pieces(self) -> tuple[Piece, ...]:
         """Ordered pieces between which the field jumps; one for a single network."""
         low, high = self.gamma_range
         return (Piece(low, high, self),)
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of a conditional expert; None where there are none."""
+        return None
+
+    def with_labels(self, labels: Labels) -> "Expert":
+        """This expert for images of given classes, an expert again.
+
+        Args:
+            labels: a class for all images, classes [B], or one-hot or soft rows [B, K] or [K]. With one
+                label per image the expert takes batches of exactly B images, in that order.
+
+        Raises:
+            ValueError: an expert without classes, or labels that do not fit them.
+
+        Example:
+            >>> sample(edm.with_labels(3), jnp.arange(16), key=jax.random.key(0))
+        """
+        raise ValueError(
+            f"the expert {type(self).__name__} is not conditional and takes no labels; leave the labels out or "
+            "choose a network that was trained with classes."
+        )
+
+    def label_rows(self, labels: Labels, count: int) -> Float[Array, "N K"]:
+        """Labels of `count` images as rows, which can be cut into batches for `with_labels`.
+
+        Raises:
+            ValueError: as `with_labels`, or labels for another number of images.
+        """
+        if self.classes is None:
+            self.with_labels(labels)  # refuses
+        return rows_of(labels, self.classes, count)
+
+    def of_image(self, index: Int[Array, ""]) -> "Expert":
+        """This expert for image `index` of its batch: its label where there is one per image."""
+        return self
 
     def denoise(self, z: Float[Array, "B H W C"], gamma) -> Float[Array, "B H W C"]:
         """The denoised image x_hat = (z - sigma eps_hat) / alpha."""

@@ -19,11 +19,12 @@ import math
 import flax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxmerge import noise
 from jaxmerge.experts.base import Expert, per_image
-from jaxmerge.experts.song_unet import SongUNet
+from jaxmerge.experts.labels import Labels, one_hot, rows_of
+from jaxmerge.experts.trunk import Trunk
 from jaxmerge.noise import PixelScale
 
 SIGMA_DATA = 0.5
@@ -58,7 +59,12 @@ def preconditioning(kind: str, sigma_edm: Float[Array, "..."]) -> dict[str, Floa
         )
     if kind == "vp":
         return dict(
-            c_in=1 / jnp.sqrt(s**2 + 1), c_noise=999 * vp_time(s), skip=one, out=-s, eps_skip=0 * s, eps_out=one
+            c_in=1 / jnp.sqrt(s**2 + 1),
+            c_noise=999 * vp_time(s),
+            skip=one,
+            out=-s,
+            eps_skip=0 * s,
+            eps_out=one,
         )
     if kind == "ve":
         return dict(c_in=one, c_noise=jnp.log(0.5 * s), skip=one, out=s, eps_skip=0 * s, eps_out=-one)
@@ -76,14 +82,16 @@ class EDM(Expert):
         levels: grey levels per channel it was trained for.
         shape: (H, W, C) it was trained for.
         align_pixel_scale: ask it in its own pixel scale; False reproduces the paper's listing.
+        labels: rows [K] or [B, K] of a conditional network, set by `with_labels`; a leaf.
     """
 
-    net: SongUNet
+    net: Trunk
     sigma_range: tuple[float, float] = flax.struct.field(pytree_node=False)
     levels: int = flax.struct.field(pytree_node=False)
     shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
     preconditioner: str = flax.struct.field(pytree_node=False, default="edm")
     align_pixel_scale: bool = flax.struct.field(pytree_node=False, default=True)
+    labels: Float[Array, "*B K"] | None = None
 
     @property
     def c(self) -> float:
@@ -103,17 +111,31 @@ class EDM(Expert):
     def image_shape(self) -> tuple[int, int, int]:
         return self.shape
 
+    @property
+    def classes(self) -> int | None:
+        return self.net.label_dim or None
+
+    def with_labels(self, labels: Labels) -> "EDM":
+        if self.classes is None:
+            return super().with_labels(labels)
+        return self.replace(labels=one_hot(labels, self.classes))
+
+    def of_image(self, index: Int[Array, ""]) -> "EDM":
+        one_each = self.labels is not None and self.labels.ndim == 2
+        return self.replace(labels=self.labels[index]) if one_each else self
+
     def _network(self, x, sigma_edm, **call):
         co = preconditioning(self.preconditioner, sigma_edm)
         wide = {name: per_image(value, x) for name, value in co.items()}
-        return wide, self.net(wide["c_in"] * x, co["c_noise"], **call)
+        labels = None if self.labels is None else rows_of(self.labels, self.classes, len(x))
+        return wide, self.net(wide["c_in"] * x, co["c_noise"], labels=labels, **call)
 
     def denoised(
         self,
         x: Float[Array, "B H W C"],
         sigma_edm: Float[Array, " B"],
         *,
-        labels: Float[Array, "B K"] | None = None,
+        labels: Labels | None = None,
         augment: Float[Array, "B A"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B H W C"]:
@@ -122,15 +144,21 @@ class EDM(Expert):
         Args:
             x: noisy images y + sigma_edm n, y in +-1.
             sigma_edm: noise level per image.
-            labels: one-hot classes of a conditional network.
+            labels: of a conditional network; those of `with_labels` by default.
             augment: augmentation labels, in training only.
         """
-        co, out = self._network(x, sigma_edm, labels=labels, augment=augment, key=key)
+        expert = self if labels is None else self.with_labels(labels)
+        co, out = expert._network(x, sigma_edm, augment=augment, key=key)
         return co["skip"] * x + co["out"] * out
 
-    def eps_hat(self, z: Float[Array, "B H W C"], gamma) -> Float[Array, "B H W C"]:
-        gamma = jnp.broadcast_to(jnp.asarray(gamma, z.dtype), z.shape[:1])
+    def network_eps(
+        self, z: Float[Array, "B H W C"], gamma: Float[Array, " B"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B H W C"]:
+        """`eps_hat` for gamma [B]; a key switches dropout on, for training."""
         c = np.asarray(self.c, z.dtype)
         x = z * (c / noise.alpha(per_image(gamma, z)))
-        co, out = self._network(x, c * noise.sigma_edm(gamma))
+        co, out = self._network(x, c * noise.sigma_edm(gamma), key=key)
         return (co["eps_skip"] * x + co["eps_out"] * out).astype(z.dtype)
+
+    def eps_hat(self, z: Float[Array, "B H W C"], gamma) -> Float[Array, "B H W C"]:
+        return self.network_eps(z, jnp.broadcast_to(jnp.asarray(gamma, z.dtype), z.shape[:1]))

@@ -17,30 +17,38 @@ from flax import nnx
 
 from jaxmerge import checkpoint
 from jaxmerge.experts.base import Expert
+from jaxmerge.experts.dhariwal_unet import DhariwalUNet
 from jaxmerge.experts.edm import EDM
 from jaxmerge.experts.song_unet import SongUNet
 from jaxmerge.experts.vdm import VDM
 from jaxmerge.experts.vdm_unet import VDMUNet
 
-_KINDS = {"vdm": (VDM, VDMUNet), "edm": (EDM, SongUNet)}
+# Kind -> its class and its networks, the default first.
+_KINDS = {"vdm": (VDM, {"vdm": VDMUNet}), "edm": (EDM, {"song": SongUNet, "dhariwal": DhariwalUNet})}
 
 
 def build(description: dict[str, Any], *, seed: int | None = None) -> Expert:
     """An expert from its description, with fresh parameters, or abstract ones where `seed` is None.
 
     Args:
-        description: "kind" ("vdm" or "edm"), "architecture" (arguments of its UNet), and the other
-            attributes of `VDM` or `EDM`.
+        description: "kind" ("vdm" or "edm"), "architecture" (arguments of its UNet), for "edm" perhaps
+            "network" ("song", the default, or "dhariwal"), and the other attributes of `VDM` or `EDM`.
         seed: of the initialisation.
 
     Raises:
-        ValueError: an unknown kind, or arguments that the kind does not have.
+        ValueError: an unknown kind or network, or arguments that the kind does not have.
     """
     fields = dict(description)
     kind, architecture = fields.pop("kind", None), fields.pop("architecture", {})
     if kind not in _KINDS:
         raise ValueError(f"an expert's kind must be one of {sorted(_KINDS)}, got {kind!r}.")
-    expert_class, net_class = _KINDS[kind]
+    expert_class, networks = _KINDS[kind]
+    network = fields.pop("network", next(iter(networks)))
+    if network not in networks:
+        raise ValueError(
+            f"the network of an expert of kind {kind!r} must be one of {sorted(networks)}, got {network!r}."
+        )
+    net_class = networks[network]
     fields, architecture = _tuples(fields), _tuples(architecture)
 
     def make():

@@ -17,11 +17,20 @@ XAVIER = nnx.initializers.xavier_uniform()
 LECUN = nnx.initializers.lecun_normal()
 
 
-def sinusoidal(t: Float[Array, " B"], size: int) -> Float[Array, "B N"]:
-    """[sin, cos] of t times frequencies from 1 down to 1/10000, both ends included."""
-    freqs = 10000.0 ** (-np.arange(size // 2) / (size // 2 - 1))
+def sinusoidal(
+    t: Float[Array, " B"], size: int, *, with_end: bool = True, cos_first: bool = False
+) -> Float[Array, "B N"]:
+    """[sin, cos] of t times size / 2 frequencies, geometric from 1 to 1/10000.
+
+    Args:
+        with_end: whether 1/10000 is the last frequency or the one that would follow (ADM).
+        cos_first: [cos, sin] instead (ADM).
+    """
+    half = size // 2
+    freqs = 10000.0 ** (-np.arange(half) / (half - with_end))
     angle = t[:, None] * jnp.asarray(freqs, t.dtype)
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    halves = [jnp.sin(angle), jnp.cos(angle)]
+    return jnp.concatenate(halves[::-1] if cos_first else halves, axis=-1)
 
 
 def fold(key: Key[Array, ""] | None, name: int) -> Key[Array, ""] | None:
@@ -115,7 +124,9 @@ class ResBlock(nnx.Module):
         groups: function channels -> number of groups of a GroupNorm.
         epsilon: of the GroupNorms.
         cond_bias: whether the conditioning's Linear has a bias.
+        scale_shift: Linear(cond) is [a, b] and norm(h) (a + 1) + b replaces norm(h + Linear(cond)).
         resample: None, "down" or "up", by the filter `taps`.
+        map_resampled: whether the skip of a resampling block has a 1x1 map even where channels agree.
         scale: factor on the sum with the skip.
         init: initialiser of all kernels but the last (and, with `zero_cond`, the conditioning's).
     """
@@ -132,20 +143,23 @@ class ResBlock(nnx.Module):
         rngs: nnx.Rngs,
         cond_bias: bool = True,
         zero_cond: bool = False,
+        scale_shift: bool = False,
         resample: str | None = None,
         taps: tuple[int, ...] = (1, 1),
+        map_resampled: bool = True,
         scale: float = 1.0,
         init=LECUN,
     ):
         self.norm0 = GroupNorm(c_in, groups(c_in), epsilon)
         self.conv0 = conv3(c_in, c_out, rngs, init)
         cond_init = ZERO if zero_cond else init
-        self.cond = nnx.Linear(c_cond, c_out, use_bias=cond_bias, kernel_init=cond_init, rngs=rngs)
+        c_shift = 2 * c_out if scale_shift else c_out
+        self.cond = nnx.Linear(c_cond, c_shift, use_bias=cond_bias, kernel_init=cond_init, rngs=rngs)
         self.norm1 = GroupNorm(c_out, groups(c_out), epsilon)
         self.conv1 = conv3(c_out, c_out, rngs, ZERO)
-        has_map = c_in != c_out or resample is not None
+        has_map = c_in != c_out or (resample is not None and map_resampled)
         self.skip = nnx.Linear(c_in, c_out, kernel_init=init, rngs=rngs) if has_map else None
-        self.resample, self.taps = resample, tuple(taps)
+        self.scale_shift, self.resample, self.taps = scale_shift, resample, tuple(taps)
         self.dropout_rate, self.scale = dropout_rate, scale
 
     def _resample(self, x):
@@ -157,9 +171,13 @@ class ResBlock(nnx.Module):
         self, x: Float[Array, "B H W C"], cond: Float[Array, "B E"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B h w c"]:
         h = self.conv0(self._resample(jax.nn.silu(self.norm0(x))))
-        h = h + self.cond(cond)[:, None, None, :]
-        h = dropout(jax.nn.silu(self.norm1(h)), self.dropout_rate, key)
-        h = self.conv1(h)
+        shift = self.cond(cond)[:, None, None, :]
+        if self.scale_shift:
+            factor, shift = jnp.split(shift, 2, axis=-1)
+            h = shift + self.norm1(h) * (factor + 1)
+        else:
+            h = self.norm1(h + shift)
+        h = self.conv1(dropout(jax.nn.silu(h), self.dropout_rate, key))
         x = self._resample(x)
         if self.skip is not None:
             x = self.skip(x)
@@ -184,6 +202,11 @@ class Attention(nnx.Module):
         scale: float = 1.0,
         init=LECUN,
     ):
+        if heads < 1 or channels % heads:
+            raise ValueError(
+                f"attention needs a number of heads that divides the {channels} channels, got {heads}; "
+                "change the heads or the width."
+            )
         self.norm = GroupNorm(channels, groups(channels), epsilon)
         self.qkv = nnx.Linear(channels, 3 * channels, kernel_init=init, rngs=rngs)
         self.out = nnx.Linear(channels, channels, kernel_init=ZERO, rngs=rngs)
