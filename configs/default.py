@@ -64,6 +64,12 @@ def experts() -> ConfigDict:
             "low": "digits_vdm",
             # Answers at high noise (above the threshold).
             "high": "digits_edm",
+            # What `python -m checkpoints_convert` makes them from where they are missing: the short name of a
+            # public checkpoint, a URL or a file; empty where they come from elsewhere.
+            "low_source": "",
+            "high_source": "",
+            # Make a missing expert from its source at the start of the run; otherwise the run says how to.
+            "fetch": False,
             # Ask an EDM network in its own pixel scale; False reproduces the paper's listing.
             "align_pixel_scale": True,
         }

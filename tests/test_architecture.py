@@ -14,7 +14,7 @@ import jaxmerge
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxmerge"
 PAGE = ROOT / "docs" / "architecture.md"
-APP_LAYER = ("files", "progress", "training", "report", "run", "tasks", "settings", "app")
+APP_LAYER = ("files", "shards", "progress", "training", "report", "run", "tasks", "settings", "app")
 # Rooms that import nothing of ours, though others stand above them.
 GROUND = ("noise", "parallel", "checkpoint")
 

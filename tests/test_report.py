@@ -102,6 +102,14 @@ def test_finding_adds_the_distance_seed_by_seed_of_the_same_pair_and_sampler(res
     assert sentence.split(":")[0] == finding(results).split(":")[0]
 
 
+def test_distances_of_a_single_seed_decide_nothing(results):
+    rows = [row | {"frechet_se": None} for row in results["rows"]]
+    sentence = finding(results | {"rows": rows})
+    assert "clearly" not in sentence and "within noise" not in sentence and "quality" not in sentence
+    assert sentence.endswith(", without errors.")
+    assert "beats both experts in likelihood:" in sentence
+
+
 def test_finding_ignores_an_expert_row_under_another_dequantisation(results):
     rows = [row | {"bpd": 1.0} if row.get("dequantization") == "uniform" else row for row in results["rows"]]
     assert finding(results | {"rows": rows}) == finding(results)

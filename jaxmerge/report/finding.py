@@ -35,11 +35,12 @@ def finding(results: dict[str, Any]) -> str:
         return "The run is finished; it measured no proposed threshold, so it compares nothing."
     likelihood, bpd_wins = compare_bpd(merged, experts, results.get("paired", []))
     quality, quality_holds = compare_frechet(merged, experts, results.get("paired", []))
-    if quality is None:
+    if quality_holds is None:
         verdict = (
             "beats both experts in likelihood" if bpd_wins else "does not beat both experts in likelihood"
         )
-        return f"The merge at the proposed η = {eta:.3f} {verdict}: {likelihood}."
+        distance = f"; {quality}" if quality else ""
+        return f"The merge at the proposed η = {eta:.3f} {verdict}: {likelihood}{distance}."
     verdict = {
         (True, True): "beats both experts in likelihood and keeps the better expert's sample quality",
         (True, False): "beats both experts in likelihood but not without a loss of sample quality",
@@ -116,17 +117,21 @@ def key_of(model: Any) -> tuple[str, float | None]:
     return name, None if eta is None else round(float(eta), 9)
 
 
-def compare_frechet(merged, experts, paired) -> tuple[str | None, bool]:
+def compare_frechet(merged, experts, paired) -> tuple[str | None, bool | None]:
     """(the merge's distance against both experts' in words, whether it is no worse than the better).
 
-    The sampler is the first that all three have; None where there is none.
+    The sampler is the first that all three have; no words where there is none, and no verdict where a single
+    seed leaves the errors unknown.
     """
     shared = [s for s in merged["samplers"] if all(s in e["samplers"] for e in experts.values())]
     if not shared:
-        return None, True
+        return None, None
     sampler = shared[0]
     own = merged["samplers"][sampler]
     theirs = {name: expert["samplers"][sampler] for name, expert in experts.items()}
+    if not all(entry.get("frechet_se") for entry in (own, *theirs.values())):
+        others = " and ".join(f"the {name}'s {with_error(theirs[name]['frechet'])}" for name in theirs)
+        return f"Fréchet distance ({sampler}) {with_error(own['frechet'])} beside {others}, without errors", None
     better = min(theirs, key=lambda name: theirs[name]["frechet"])
     words, holds = [], True
     for name in sorted(theirs, key=lambda name: theirs[name]["frechet"]):

@@ -1,8 +1,8 @@
 """What a config's task does; the only room that knows ConfigDict.
 
-    merge              measure two experts and their merges, and write the report (``merge.py``)
-    train_expert       train a base expert (``train.py``)
-    train_classifier   train the digits classifier (``train.py``)
+merge              measure two experts and their merges, and write the report (``merge.py``)
+train_expert       train a base expert (``train.py``)
+train_classifier   train the digits classifier (``train.py``)
 """
 
 from ml_collections import ConfigDict

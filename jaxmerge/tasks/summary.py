@@ -56,9 +56,7 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
 def models(measured) -> list[tuple[str, float | None, str, dict]]:
     """(model, eta, key of its samples, its likelihood's arrays) in the order of the table."""
     found = measured["likelihood"]
-    merged = [
-        ("merged", eta, f"eta_{i}", found["merged"][str(i)]) for i, eta in enumerate(measured["etas"])
-    ]
+    merged = [("merged", eta, f"eta_{i}", found["merged"][str(i)]) for i, eta in enumerate(measured["etas"])]
     return [("EDM", None, "EDM", found["EDM"]), *merged, ("VDM", None, "VDM", found["VDM"])]
 
 
@@ -182,7 +180,13 @@ def paired_distance(measured, common, sampler: str, a: tuple, b: tuple) -> list[
     if len(apart) < 2:
         return []
     mean, error = frechet.mean_and_se(apart)
-    entry = {"quantity": "frechet", "sampler": sampler, "difference": mean, "se": error, "n_seeds": len(apart)}
+    entry = {
+        "quantity": "frechet",
+        "sampler": sampler,
+        "difference": mean,
+        "se": error,
+        "n_seeds": len(apart),
+    }
     return [common | entry]
 
 
@@ -305,7 +309,11 @@ def notes(setup, measured) -> list[str]:
     solves = sum(len(a["ok"]) for a in everything)
     said.append(
         f"{failed} of {solves} likelihood solves failed; "
-        + (f"{refined} images were solved again on a finer grid." if refined else "no image needed a finer grid.")
+        + (
+            f"{refined} images were solved again on a finer grid."
+            if refined
+            else "no image needed a finer grid."
+        )
     )
     weights = proposal["weights"]
     said.append(

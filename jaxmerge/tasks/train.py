@@ -98,7 +98,11 @@ def classifier(config: ConfigDict, run: Run) -> None:
         )
     record = {k: v for k, v in result.metadata.items() if isinstance(v, int | float | str)}
     run.finish(
-        {"title": "Training of the digits classifier", "rows": [record], "finding": f"The classifier is in {path}."}
+        {
+            "title": "Training of the digits classifier",
+            "rows": [record],
+            "finding": f"The classifier is in {path}.",
+        }
     )
 
 
