@@ -1,20 +1,57 @@
-"""Data sets as frozen `Dataset`s of uint8 grey levels."""
+"""Data sets: `load` gives one split of a set as a `Dataset` of uint8 images.
 
-from jaxmerge.data import digits
-from jaxmerge.data.digits import Dataset
+The digits and the photos come with installed packages. The others are prepared once from their archives,
+``python -m jaxmerge.data NAME --data-dir DIR``, and then read image by image; see docs/data.md.
+"""
 
-_SETS = {digits.NAME: digits.load}
+import difflib
+import importlib
+import os
+
+from jaxmerge.data.builders import NAMES as PREPARED
+from jaxmerge.data.check import check_match
+from jaxmerge.data.dataset import Dataset
+
+EMBEDDED = ("digits", "photos")
+FOLDER = "folder:"
 
 
-def load(name: str, split: str) -> Dataset:
-    """One split of a data set by name.
+def check_name(name: str) -> None:
+    """Refuses names that `load` does not know.
 
     Raises:
-        ValueError: an unknown data set or split; names those that there are.
+        ValueError: an unknown or ambiguous name; says what there is.
     """
-    if name not in _SETS:
-        raise ValueError(f"data.name must be one of {', '.join(_SETS)}, got {name!r}.")
-    return _SETS[name](split)
+    if name == "imagenet32":
+        raise ValueError(
+            "imagenet32 could be two data sets that differ in every pixel; ask for 'imagenet32_old' (van den Oord, "
+            "49 999 validation images) or 'imagenet32_new' (Chrabaszcz, 50 000), whichever the expert was trained on."
+        )
+    known = (*EMBEDDED, *PREPARED)
+    if name not in known and not name.startswith(FOLDER):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"data.name must be one of {', '.join(known)} or folder:/path, got {name!r}{hint}.")
 
 
-__all__ = ["Dataset", "load"]
+def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """One split of a data set by name.
+
+    Args:
+        name: "digits" or "photos"; a set that was prepared, such as "cifar10"; or "folder:/path".
+        split: "train", "validation" or "test"; sets whose validation images are held out of the training
+            images also have "train_part", the other training images.
+        data_dir: where prepared sets are; else the environment's JAXMERGE_DATA, else ~/jaxmerge_data.
+
+    Raises:
+        ValueError: an unknown data set or split, or one that is not prepared; says what to do.
+    """
+    check_name(name)
+    if name in EMBEDDED:
+        return importlib.import_module(f"{__name__}.{name}").load(split)
+    from jaxmerge.data import stored  # reads and writes files on disk, which the embedded sets do not need
+
+    return stored.open_split(name, split, data_dir)
+
+
+__all__ = ["Dataset", "check_match", "check_name", "load"]

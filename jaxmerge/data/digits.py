@@ -7,12 +7,13 @@ split the classes take turns, so that every prefix is nearly balanced. What the 
 guarantee is written in ``docs/data.md``.
 """
 
-import dataclasses
 import functools
 import hashlib
 
 import numpy as np
 from jaxtyping import Int, UInt8
+
+from jaxmerge.data.dataset import Dataset, in_memory
 
 NAME = "digits"
 LEVELS = 17
@@ -21,53 +22,6 @@ SPLIT_SEED = 2511
 TEST_PER_CLASS, VALIDATION_PER_CLASS = 36, 18
 PIXELS_SHA256 = "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
 LABELS_SHA256 = "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0"
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """One split of a data set in memory.
-
-    Attributes:
-        name: the data set's name.
-        split: "train", "validation" or "test".
-        images: grey levels [N, H, W, C], uint8, 0 to levels - 1.
-        labels: class of each image [N].
-        levels: the number V of grey levels.
-        index: each image's position in the whole data set [N]; its noise is drawn from this number.
-    """
-
-    name: str
-    split: str
-    images: UInt8[np.ndarray, "N H W C"]
-    labels: Int[np.ndarray, " N"]
-    levels: int
-    index: Int[np.ndarray, " N"]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 of pixels and positions: two equal values are the same images in the same order."""
-        digest = hashlib.sha256(self.images.tobytes())
-        digest.update(self.index.astype("<i8").tobytes())
-        return digest.hexdigest()
-
-    def take(self, count: int | None) -> "Dataset":
-        """The first `count` images; all of them for None.
-
-        Raises:
-            ValueError: `count` is not between 1 and the number of images.
-        """
-        if count is None:
-            return self
-        if not 1 <= count <= len(self):
-            raise ValueError(
-                f"the {self.split} split of {self.name} has {len(self)} images, {count} were asked for; "
-                f"ask for 1 to {len(self)}."
-            )
-        part = {name: getattr(self, name)[:count] for name in ("images", "labels", "index")}
-        return dataclasses.replace(self, **part)
 
 
 def load(split: str) -> Dataset:
@@ -86,10 +40,7 @@ def load(split: str) -> Dataset:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     images, labels = _all_digits()
     index = split_indices(labels)[split]
-    arrays = {"images": images[index], "labels": labels[index], "index": index}
-    for array in arrays.values():
-        array.flags.writeable = False
-    return Dataset(name=NAME, split=split, levels=LEVELS, **arrays)
+    return in_memory(NAME, split, images, index, labels[index], LEVELS)
 
 
 def split_indices(labels: Int[np.ndarray, " N"]) -> dict[str, Int[np.ndarray, " n"]]:
