@@ -13,7 +13,7 @@ S^{1/2}, and their square roots are the singular values of L^T L', so
 
     tr (S S')^{1/2} = sum of the singular values of L^T L',                                  (2)
 
-which takes no root of rounding noise. Everything is NumPy in float64 on the host.
+which takes no root of rounding noise. Everything is float64 on the host.
 
 The number of images. A covariance estimated from n images makes (1) too large by about a constant over
 n (Chong and Forsyth 2020): with F = 64 features that term is not small at a few hundred images. Distances
@@ -22,9 +22,12 @@ held-out images reach (`frechet_floor`).
 """
 
 import dataclasses
+import functools
 import itertools
+from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Float, Int
 
 
@@ -35,14 +38,85 @@ class Statistics:
     Attributes:
         mean: [F], float64.
         covariance: unbiased covariance [F, F], float64.
-        count: the number N of images behind it.
+        count: the number N of images behind it; None where a file does not say.
         name: where the features come from; used in messages.
     """
 
     mean: np.ndarray
     covariance: np.ndarray
-    count: int
+    count: int | None
     name: str = "features"
+
+    @functools.cached_property
+    def factor(self) -> Float[np.ndarray, "F R"]:
+        """`factor` of the covariance; kept, as one reference serves many sets of samples."""
+        return factor(self.covariance)
+
+
+class Moments(NamedTuple):
+    """Sums over a set of features from which `Statistics` follow; sets are joined by `combine`.
+
+    Attributes:
+        count: the number N of images.
+        mean: [F], float64.
+        scatter: sum of (f - mean) (f - mean)^T over the images [F, F], float64.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    def statistics(self, name: str = "features") -> Statistics:
+        """Mean and unbiased covariance (divisor N - 1).
+
+        Raises:
+            ValueError: fewer than 2 images.
+        """
+        if self.count < 2:
+            raise ValueError(
+                f"{name} needs at least 2 images for a covariance, got {self.count}; pass more images."
+            )
+        return Statistics(self.mean, self.scatter / (self.count - 1), self.count, name)
+
+
+def combine(a: Moments, b: Moments) -> Moments:
+    """Moments of the union of two sets (Chan, Golub and LeVeque 1979), without cancellation for large means.
+
+    The scatter is S_a + S_b + n_a n_b / (n_a + n_b) (m_a - m_b) (m_a - m_b)^T.
+    """
+    count = a.count + b.count
+    shift = b.mean - a.mean
+    scatter = a.scatter + b.scatter + np.outer(shift, shift) * (a.count * b.count / count)
+    return Moments(count, a.mean + shift * (b.count / count), scatter)
+
+
+def moments(features: np.ndarray | Array, *, name: str = "features") -> Moments:
+    """Moments of one batch of features, in float64.
+
+    Args:
+        features: one row per image [N, F], any floating dtype; N at least 1.
+        name: what the features are, for error messages.
+
+    Raises:
+        ValueError: another rank, no rows, or a NaN or infinite value.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise ValueError(
+            f"{name} must be an array [N, F] with one row per image, got the shape {list(features.shape)}; "
+            "reshape it to one row of features per image."
+        )
+    if not len(features):
+        raise ValueError(f"{name} needs at least 2 images for a covariance, got 0; pass more images.")
+    bad = int(np.sum(~np.isfinite(features).all(axis=1)))
+    if bad:
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinite values in {bad} of {features.shape[0]} rows; "
+            "look for failed samples before measuring them."
+        )
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return Moments(len(features), mean, centred.T @ centred)
 
 
 def statistics(features: np.ndarray | Array, *, name: str = "features") -> Statistics:
@@ -58,25 +132,7 @@ def statistics(features: np.ndarray | Array, *, name: str = "features") -> Stati
     Raises:
         ValueError: another rank, fewer than 2 rows, or a NaN or infinite value.
     """
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or features.shape[1] == 0:
-        raise ValueError(
-            f"{name} must be an array [N, F] with one row per image, got the shape {list(features.shape)}; "
-            "reshape it to one row of features per image."
-        )
-    if features.shape[0] < 2:
-        raise ValueError(
-            f"{name} needs at least 2 images for a covariance, got {features.shape[0]}; pass more images."
-        )
-    bad = int(np.sum(~np.isfinite(features).all(axis=1)))
-    if bad:
-        raise ValueError(
-            f"{name} must be finite, got NaN or infinite values in {bad} of {features.shape[0]} rows; "
-            "look for failed samples before measuring them."
-        )
-    mean = features.mean(axis=0)
-    centred = features - mean
-    return Statistics(mean, centred.T @ centred / (len(features) - 1), len(features), name)
+    return moments(features, name=name).statistics(name)
 
 
 def factor(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F R"]:
@@ -85,7 +141,7 @@ def factor(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F R"]:
     Eigenvalues below F times the rounding error of the largest are zero in exact arithmetic or
     indistinguishable from it, and are dropped: the root of one would be 1e-8, not 1e-16.
     """
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2.0)
+    values, vectors = scipy.linalg.eigh((covariance + covariance.T) / 2.0)
     keep = values > len(values) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
 
@@ -125,7 +181,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
             f"{b.mean.shape[0]} in {b.name}; use one classifier for both."
         )
     shift = a.mean - b.mean
-    cross = np.linalg.svd(factor(a.covariance).T @ factor(b.covariance), compute_uv=False).sum()
+    cross = scipy.linalg.svdvals(a.factor.T @ b.factor).sum()
     distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * cross
     return max(float(distance), 0.0)
 
