@@ -20,6 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # What the command does: "merge" measures two experts and their merges; "train_expert" and
     # "train_classifier" make the checkpoints that come with the package.
     config.task = "merge"
+    # The report's title; empty for one made of the data set's name.
+    config.title = ""
     # Every random number follows from this one.
     config.seed = 0
     # Matrix products: "highest" is full float32 (likelihoods need it), "high" and "default" are faster
@@ -52,6 +54,12 @@ def data() -> ConfigDict:
             "validation_split": "validation",
             # Likelihoods and distances are measured on these.
             "test_split": "test",
+            # Validation images that are used, at most; 0 takes all.
+            "n_validation": 0,
+            # Where prepared data sets are; empty for the environment's JAXMERGE_DATA, else ~/jaxmerge_data.
+            "data_dir": "",
+            # Evaluate experts on another data set than they were trained on.
+            "allow_other": False,
         }
     )
 
@@ -84,6 +92,8 @@ def merge() -> ConfigDict:
             # lowest and the highest that the experts allow and 0.1, 0.2, ... between them. The
             # proposed thresholds are always added.
             "etas": ("auto",),
+            # Propose thresholds from the validation images.
+            "propose": True,
             # Proposals are taken from a grid of thresholds this far apart.
             "candidate_step": 0.02,
         }
@@ -94,7 +104,7 @@ def likelihood() -> ConfigDict:
     """The exact likelihood by the probability-flow ODE."""
     return ConfigDict(
         {
-            # Test images that are scored.
+            # Test images that are scored; 0 leaves the likelihood out.
             "n_images": 180,
             # From grey levels to real numbers: "truncated_normal", "uniform" or "variational".
             "dequantization": "truncated_normal",
@@ -130,7 +140,7 @@ def bound() -> ConfigDict:
     """The variational lower bound, and the error curves of both experts that it is made of."""
     return ConfigDict(
         {
-            # Test images whose bound is reported; the thresholds are proposed from training and
+            # Test images whose bound is reported, 0 for none; the thresholds are proposed from training and
             # validation images.
             "n_images": 180,
             # Noise levels per image and interval between neighbouring candidate thresholds (stratified).
@@ -179,9 +189,20 @@ def metric() -> ConfigDict:
     """How samples are judged."""
     return ConfigDict(
         {
+            # "classifier" (a Frechet distance of a small classifier's features), "inception" (FID, KID and
+            # Inception score) or "none" (samples are drawn and shown, not judged).
+            "kind": "classifier",
             # The digits classifier whose penultimate features give the Frechet distance: a shipped
             # name or a checkpoint's path.
             "classifier": "digits_classifier",
+            # Kind "inception": the converted Inception network
+            # (python -m checkpoints_convert fid-inception checkpoints/inception).
+            "inception": "checkpoints/inception",
+            # Kind "inception": reference statistics, an npz file with mu and sigma, or a folder where those of the
+            # training images are measured once and kept; empty for the folder "references".
+            "reference": "",
+            # Kind "inception": take fewer than 2048 samples, where FID is much too large.
+            "allow_few": False,
         }
     )
 
@@ -192,8 +213,11 @@ def report() -> ConfigDict:
         {
             # Columns of the sample figure: images from the same noise in every row.
             "columns": 12,
-            # Bins of the error curves over the noise range.
-            "curve_bins": 60,
+            # The paper's table (1, 2 or 5) whose numbers stand beside the measured ones, 0 for none; its data
+            # set; and what differs from the paper's experiment, in words.
+            "published": 0,
+            "published_data": "cifar10",
+            "published_note": "",
         }
     )
 

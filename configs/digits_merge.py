@@ -18,6 +18,7 @@ def get_config(variant: str = ""):
         ValueError: another variant.
     """
     config = default.get_config()
+    config.title = "Two experts of handwritten digits and their merges"
     if variant == "full":
         config.likelihood.n_images = 360
         config.likelihood.tolerance = 0.002

@@ -27,13 +27,17 @@ CHOICES = {
     "likelihood.control": ("fixed", "multistep", "per_image", "batch"),
     "sampling.sampler": ("heun", "ode", "ancestral"),
     "expert.kind": ("vdm", "edm"),
+    "metric.kind": ("classifier", "inception", "none"),
+    "report.published": (0, 1, 2, 5),
+    "report.published_data": ("cifar10", "imagenet32_old"),
     "sampling.decoder": ("argmax", "sample"),
 }
 # Whole numbers that may be zero; every other whole number in a config is a count of at least one.
 MAY_BE_ZERO = (
     *("seed", "alignment_images", "n_samples_other", "ancestral_samples"),
     "ancestral_samples_other",
-    *("warmup_steps", "sample_every", "fourier"),
+    *("warmup_steps", "sample_every", "fourier", "n_validation", "published"),
+    *("likelihood.n_images", "bound.n_images", "n_samples"),
 )
 # Real numbers that must lie strictly inside a range, and how to say so.
 POSITIVE = (0.0, math.inf, "above 0")
@@ -249,7 +253,7 @@ def check(config: dict[str, Any]) -> None:
         value = config.get(key)
         for word in value if isinstance(value, tuple) else (value,):
             if word is not None and word not in choices:
-                raise ValueError(f"{key} must be one of {', '.join(choices)}, got {word!r}.")
+                raise ValueError(f"{key} must be one of {', '.join(map(str, choices))}, got {word!r}.")
     for eta in config.get("merge.etas", ()):
         number = isinstance(eta, (int, float)) and not isinstance(eta, bool)
         if eta != "auto" and not (number and 0 <= eta <= 1):
@@ -272,7 +276,7 @@ def check_number(key: str, value: Any) -> None:
             continue
         if not math.isfinite(item):
             raise ValueError(f"{key} must be a finite number, got {item}.")
-        least = 0 if key.rsplit(".", 1)[-1] in MAY_BE_ZERO else 1
+        least = 0 if key in MAY_BE_ZERO or key.rsplit(".", 1)[-1] in MAY_BE_ZERO else 1
         if isinstance(item, int) and key not in RANGES | FROM_ZERO and key != "merge.etas" and item < least:
             raise ValueError(f"{key} must be at least {least}, got {item}.")
         low, high, words = RANGES.get(key, (-math.inf, math.inf, ""))

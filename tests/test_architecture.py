@@ -95,6 +95,8 @@ def test_the_library_never_imports_the_app_layer():
         ("sklearn", {"data"}),
         ("rich", {"progress", "report", "run", "training"}),
         ("diffrax", {"multistep", "probability_flow"}),
+        ("dm_pix", {"metrics"}),
+        ("scipy", {"metrics"}),
         ("torch", set()),
         ("tensorflow", set()),
         ("checkpoints_convert", set()),

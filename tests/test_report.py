@@ -115,6 +115,39 @@ def test_finding_ignores_an_expert_row_under_another_dequantisation(results):
     assert finding(results | {"rows": rows}) == finding(results)
 
 
+def test_a_run_that_is_judged_by_fid_says_fid_everywhere(results):
+    def renamed(row):
+        names = {"frechet": "fid", "frechet_se": "fid_se"}
+        return {names.get(key, key): value for key, value in row.items()}
+
+    judged = {
+        "rows": [renamed(row) for row in results["rows"]],
+        "quality": {"column": "fid", "short": "FID", "long": "FID"},
+        "floor": {"fid": 0.5, "n_images": 10, "what": "that of 10 test images"},
+    }
+    both = results | judged
+    assert "; FID (" in finding(both) and "Fréchet" not in finding(both)
+    header, cells = tables.columns(both)
+    assert f"FID, {results['rows'][0]['sampler']}" in header and "Fréchet" not in " ".join(header)
+    assert cells[0][3] != "–"
+    axes = page.figures(both, fake_pictures())["trade_off"].axes
+    assert any("FID" in axis.get_ylabel() for axis in axes)
+    assert not any("Fréchet" in axis.get_ylabel() for axis in axes)
+
+
+def test_published_numbers_stand_beside_measured_ones_with_their_difference(results):
+    from jaxmerge.report import published
+
+    measured = [{"model": "VDM", "eta": None, "bpd": 2.7, "bpd_se": 0.01}]
+    entries = published.beside(measured, 1, "cifar10")
+    paper = {"table": 1, "data": "cifar10", "source": "a paper", "note": "Other weights.", "entries": entries}
+    text = page.page(results | {"published": paper}, {})
+    section = text[text.index("Beside the paper") : text.index("Paired differences")]
+    assert "<td>VDM</td><td>bpd</td><td>2.64</td><td>2.700 ± 0.010</td><td>+0.06</td>" in section
+    assert "<td>EDM</td><td>bpd</td><td>3.21</td><td>–</td><td>–</td>" in section
+    assert "Other weights." in section and "a paper" in section
+
+
 def test_finding_without_a_proposal_claims_nothing(results):
     assert "compares nothing" in finding(results | {"proposed": {}})
 
@@ -207,8 +240,8 @@ def test_distances_are_paired_by_seed():
     samples = {"floor": {}, "samples_heun_0": stage(0.4, 0.5), "samples_heun_1": stage(0.8, 1.1)}
     measured = {"samples": samples | {"samples_heun_2": stage(0.6, None), "samples_ode_0": stage(9.0, 1.0)}}
     common = {"model_a": ["merged", 0.2], "model_b": "EDM"}
-    (entry,) = summary.paired_distance(measured, common, "heun", (0.2, "eta_0"), (None, "EDM"))
+    (entry,) = summary.paired_distance(measured, common, "heun", "frechet", (0.2, "eta_0"), (None, "EDM"))
     assert entry["n_seeds"] == 2
     np.testing.assert_allclose(entry["difference"], (0.1 + 0.3) / 2)
     np.testing.assert_allclose(entry["se"], np.std([0.1, 0.3], ddof=1) / np.sqrt(2))
-    assert summary.paired_distance(measured, common, "ode", (0.2, "eta_0"), (None, "EDM")) == []
+    assert summary.paired_distance(measured, common, "ode", "frechet", (0.2, "eta_0"), (None, "EDM")) == []

@@ -9,6 +9,7 @@ run has it, stands beside them.
 import math
 from typing import Any
 
+from jaxmerge.report.quality import Names, names
 from jaxmerge.report.tables import models, with_error
 
 # Standard errors that a difference must exceed to count.
@@ -34,7 +35,7 @@ def finding(results: dict[str, Any]) -> str:
     if merged is None or len(experts) < 2:
         return "The run is finished; it measured no proposed threshold, so it compares nothing."
     likelihood, bpd_wins = compare_bpd(merged, experts, results.get("paired", []))
-    quality, quality_holds = compare_frechet(merged, experts, results.get("paired", []))
+    quality, quality_holds = compare_quality(merged, experts, results.get("paired", []), names(results))
     if quality_holds is None:
         verdict = (
             "beats both experts in likelihood" if bpd_wins else "does not beat both experts in likelihood"
@@ -95,10 +96,10 @@ def bpd_difference(merged, expert, paired) -> tuple[float | None, float | None, 
     return merged["bpd"] - expert["bpd"], error, " (unpaired)"
 
 
-def by_seed(merged, expert, sampler: str, paired) -> str:
+def by_seed(merged, expert, sampler: str, paired, column: str) -> str:
     """The difference of two distances seed by seed in words; empty where the run has none."""
     for pair in paired:
-        if pair.get("quantity") != "frechet" or pair.get("sampler") != sampler:
+        if pair.get("quantity") != column or pair.get("sampler") != sampler:
             continue
         if [key_of(pair["model_a"]), key_of(pair["model_b"])] == [key_of(merged), key_of(expert)]:
             side = "above" if pair["difference"] > 0 else "below"
@@ -117,32 +118,36 @@ def key_of(model: Any) -> tuple[str, float | None]:
     return name, None if eta is None else round(float(eta), 9)
 
 
-def compare_frechet(merged, experts, paired) -> tuple[str | None, bool | None]:
+def compare_quality(merged, experts, paired, judged: Names) -> tuple[str | None, bool | None]:
     """(the merge's distance against both experts' in words, whether it is no worse than the better).
 
     The sampler is the first that all three have; no words where there is none, and no verdict where a single
     seed leaves the errors unknown.
     """
-    shared = [s for s in merged["samplers"] if all(s in e["samplers"] for e in experts.values())]
+    column, column_se = judged.column, f"{judged.column}_se"
+    everyone = (merged, *experts.values())
+    shared = [s for s in merged["samplers"] if all(e["samplers"].get(s, {}).get(column) for e in everyone)]
     if not shared:
         return None, None
     sampler = shared[0]
     own = merged["samplers"][sampler]
     theirs = {name: expert["samplers"][sampler] for name, expert in experts.items()}
-    if not all(entry.get("frechet_se") for entry in (own, *theirs.values())):
-        others = " and ".join(f"the {name}'s {with_error(theirs[name]['frechet'])}" for name in theirs)
-        return f"Fréchet distance ({sampler}) {with_error(own['frechet'])} beside {others}, without errors", None
-    better = min(theirs, key=lambda name: theirs[name]["frechet"])
+    if not all(entry.get(column_se) for entry in (own, *theirs.values())):
+        others = " and ".join(f"the {name}'s {with_error(theirs[name][column])}" for name in theirs)
+        return f"{judged.long} ({sampler}) {with_error(own[column])} beside {others}, without errors", None
+    better = min(theirs, key=lambda name: theirs[name][column])
     words, holds = [], True
-    for name in sorted(theirs, key=lambda name: theirs[name]["frechet"]):
-        difference = own["frechet"] - theirs[name]["frechet"]
-        error = math.hypot(own.get("frechet_se") or 0.0, theirs[name].get("frechet_se") or 0.0)
-        value = with_error(theirs[name]["frechet"], theirs[name].get("frechet_se"))
+    for name in sorted(theirs, key=lambda name: theirs[name][column]):
+        difference = own[column] - theirs[name][column]
+        error = math.hypot(own.get(column_se) or 0.0, theirs[name].get(column_se) or 0.0)
+        value = with_error(theirs[name][column], theirs[name].get(column_se))
         if abs(difference) <= CLEAR * error:
             relation = "within noise of"
         else:
             relation = "clearly below" if difference < 0 else "clearly above"
             holds = holds and (difference < 0 or name != better)
-        words.append(f"{relation} the {name}'s ({value}{by_seed(merged, experts[name], sampler, paired)})")
-    value = with_error(own["frechet"], own.get("frechet_se"))
-    return f"Fréchet distance ({sampler}) {value}, {' and '.join(words)}", holds
+        words.append(
+            f"{relation} the {name}'s ({value}{by_seed(merged, experts[name], sampler, paired, column)})"
+        )
+    value = with_error(own[column], own.get(column_se))
+    return f"{judged.long} ({sampler}) {value}, {' and '.join(words)}", holds

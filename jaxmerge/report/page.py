@@ -17,8 +17,12 @@
     bound_by_eta             eta [E], bpd [E], se [E], split
     weights                  gamma [G], experts [K], affine [G][K], convex [G][K], condition [G]
     terms                    [{"model", "eta", "likelihood": {name: bits}, "bound": {name: bits}}]
+    published                {"table", "data", "source", "note", "entries"}: see ``report/published.py``
+    data, experts            records of the images by part and of the experts by name, dictionaries
     alignment                [{"model", "eta", "aligned", "listing", "difference", "se"}]: bpd with and
                              without pixel-scale alignment
+    quality                  {"column", "short", "long"}: what the distance is called and its rows' key, "frechet"
+                             where it is left away (see ``report/quality.py``)
     floor                    {"frechet", "frechet_se", "n_images"}: the test images' own distance; optionally
                              "what", which says more exactly whose
     training                 series {name: {"step", "value"}}, unit
@@ -37,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.report import plots, style, tables
+from jaxmerge.report import plots, quality, style, tables
 from jaxmerge.report.finding import finding as finding
 
 CSS = """
@@ -137,10 +141,12 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         ("Best weights per noise level", show("weights")),
         ("Training", show("training")),
         ("Measured values", tables.main_table(results) + _remarks(results) if results.get("rows") else ""),
+        ("Beside the paper", _published(results)),
         ("Paired differences", _paired(results)),
         ("Pixel-scale alignment", _alignment(results)),
         ("Terms in numbers", _terms(results)),
         ("What the columns mean", _definitions(results)),
+        ("Images and experts", _origins(results)),
         ("How it was run", _environment(results)),
         (
             "Config",
@@ -170,10 +176,11 @@ def _remarks(results: dict[str, Any]) -> str:
     if any(tables.is_proposed(row, results) for row in results["rows"]):
         remarks.insert(0, "★ proposed from training and validation images; the test images judge it.")
     floor = results.get("floor") or {}
-    if floor.get("frechet") is not None:
-        value = tables.with_error(floor["frechet"], floor.get("frechet_se"))
+    judged = quality.names(results)
+    if floor.get(judged.column) is not None:
+        value = tables.with_error(floor[judged.column], floor.get(f"{judged.column}_se"))
         what = floor.get("what") or f"that of {floor.get('n_images', 'the')} test images"
-        remarks.append(f"Floor of the Fréchet distance: {value}, {what}.")
+        remarks.append(f"Floor of the {judged.long}: {value}, {what}.")
     return "".join(f'<p class="soft">{html.escape(text)}</p>' for text in remarks)
 
 
@@ -186,11 +193,58 @@ def _paired(results: dict[str, Any]) -> str:
             f"{name(pair['model_a'])} minus {name(pair['model_b'])}",
             " ".join([pair.get("quantity", "bpd"), pair.get("sampler", "")]),
             tables.with_error(pair["difference"], pair["se"]),
-            f"{pair['n_seeds']} seeds" if "n_seeds" in pair else f"{tables.whole(pair.get('n_images'))} images",
+            f"{pair['n_seeds']} seeds"
+            if "n_seeds" in pair
+            else f"{tables.whole(pair.get('n_images'))} images",
         ]
         for pair in results.get("paired", [])
     ]
     return tables.html_table(["difference", "quantity", "value", "pairs"], cells) if cells else ""
+
+
+def _published(results: dict[str, Any]) -> str:
+    paper = results.get("published")
+    if not paper:
+        return ""
+    cells = []
+    for entry in paper["entries"]:
+        eta = entry["eta"]
+        name = entry["model"] if eta is None else f"{entry['model']}, η = {eta}"
+        what = " ".join(filter(None, (entry["quantity"], entry["sampler"])))
+        difference = entry["difference"]
+        cells.append(
+            [
+                name,
+                what,
+                f"{entry['published']:g}",
+                tables.with_error(entry["measured"], entry["se"]),
+                "–" if difference is None else f"{difference:+.3g}",
+            ]
+        )
+    text = (
+        f"Table {paper['table']} of {paper['source']}, {paper['data']}, as published; measured values of this run where it "
+        f"has the same row. {paper['note']}"
+    )
+    header = ["model", "quantity", "published", "measured here", "measured minus published"]
+    return f'<p class="soft">{html.escape(text)}</p>' + tables.html_table(header, cells)
+
+
+def _origins(results: dict[str, Any]) -> str:
+    facts = {f"{part} images": record for part, record in results.get("data", {}).items()}
+    facts |= results.get("experts", {})
+    listed = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(_in_words(record))}</dd>"
+        for name, record in facts.items()
+    )
+    return f"<dl>{listed}</dl>" if listed else ""
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key.replace('_', ' ')} {_in_words(value) if isinstance(value, dict) else value}"
+        for key, value in record.items()
+        if value not in (None, "", [])
+    )
 
 
 def _alignment(results: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
+from jaxmerge.report import quality
 from jaxmerge.report.style import COLORS, INK, MARKERS, MORE, PROPOSED, color, new_figure, styled
 from jaxmerge.report.tables import is_proposed, models, samplers
 
@@ -18,12 +19,13 @@ def trade_off(results: dict[str, Any]) -> Figure:
     figure = new_figure(9.2, 4.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
     names = samplers(results["rows"])
+    judged = quality.names(results)
     top = figure.add_subplot(grid[0, 0])
     bottom = figure.add_subplot(grid[1, 0], sharex=top)
     plane = figure.add_subplot(grid[:, 1])
     for quantity, axis, label in (
         ("bpd", top, "bits per dimension"),
-        ("frechet", bottom, "Fréchet distance"),
+        (judged.column, bottom, judged.long),
     ):
         _against_eta(axis, main, quantity, names)
         _mark_proposed(axis, results.get("proposed", {}))
@@ -37,9 +39,9 @@ def trade_off(results: dict[str, Any]) -> Figure:
         shown.pop("merged", None)
     figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=6 if len(shown) <= 6 else 4)
     floor = results.get("floor") or {}
-    if floor.get("frechet") is not None:
-        bottom.axhline(floor["frechet"], color=INK, lw=1, ls=":")
-        bottom.annotate("floor", (1, floor["frechet"]), (0, 2), ("axes fraction", "data"), "offset points",
+    if floor.get(judged.column) is not None:
+        bottom.axhline(floor[judged.column], color=INK, lw=1, ls=":")
+        bottom.annotate("floor", (1, floor[judged.column]), (0, 2), ("axes fraction", "data"), "offset points",
                         fontsize=8, ha="right")  # fmt: skip
     _plane(plane, main, results)
     return figure
@@ -87,12 +89,12 @@ def _mark_proposed(axis, proposed: dict[str, float]) -> None:
 
 def _plane(axis, entries, results) -> None:
     """Distance against bpd: better is lower left; the merge's path runs from the EDM to the VDM."""
-    names = samplers(results["rows"])[:1]
+    names, judged = samplers(results["rows"])[:1], quality.names(results)
     points, names_of_points = [], []
     for entry in entries:
         sampler = names[0] if names else None
         bpd, bpd_se = _value(entry, "bpd", None)
-        distance, distance_se = _value(entry, "frechet", sampler) if sampler else (None, 0.0)
+        distance, distance_se = _value(entry, judged.column, sampler) if sampler else (None, 0.0)
         if bpd is None or distance is None:
             continue
         star = is_proposed(entry, results)
@@ -105,7 +107,7 @@ def _plane(axis, entries, results) -> None:
             points.append((bpd, distance))
     axis.plot(*np.array(points).reshape(-1, 2).T, color=COLORS["merged"], lw=0.8, zorder=1)
     axis.set_xlabel("bits per dimension")
-    axis.set_ylabel(f"Fréchet distance ({names[0]})" if names else "Fréchet distance")
+    axis.set_ylabel(f"{judged.long} ({names[0]})" if names else judged.long)
     axis.set_title("merges by their η, ★ proposed; lower left is better", loc="left", fontsize=9)
     _name_points(axis, names_of_points)
 

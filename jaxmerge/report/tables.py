@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxmerge.report.quality import names as quality_names
+
 # What every column of the table means; a task may say it more exactly in results["definitions"].
 DEFINITIONS = {
     "model": "EDM and VDM are the single experts over their own noise ranges, with the prior and the "
@@ -25,7 +27,7 @@ DEFINITIONS = {
     "sampler": "ode: probability-flow solve. heun: Heun's method on EDM's noise grid, with the switch as a "
     "grid node. ancestral: uniform steps in gamma.",
     "n_images": "Test images behind bpd.",
-    "n_samples": "Samples per seed behind the Fréchet distance.",
+    "n_samples": "Samples per seed behind the distance.",
 }
 
 
@@ -71,7 +73,7 @@ def models(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for field in ("bpd", "bpd_se", "vlb", "vlb_se", "nfe_likelihood", "n_images"):
             if entry.get(field) is None:
                 entry[field] = row.get(field)
-        if row.get("sampler") and row.get("frechet") is not None:
+        if row.get("sampler"):
             entry["samplers"].setdefault(row["sampler"], row)
     order = {"EDM": 0, "merged": 1, "VDM": 2}
     return sorted(merged.values(), key=lambda e: (order.get(e["model"], 1), e.get("eta") or 0.0))
@@ -90,7 +92,8 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         return header, [[plain_cell(row.get(key)) for key in header] for row in rows]
     names = samplers(rows)
     header = ["model", "bpd", "bound"]
-    header += [f"Fréchet, {name}" for name in names]
+    quality = quality_names(results)
+    header += [f"{quality.short}, {name}" for name in names]
     header += ["NFE likelihood", *(f"NFE {name}" for name in names), "images", "samples"]
     cells = []
     for entry in models(rows):
@@ -98,7 +101,7 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         star = " ★" if is_proposed(entry, results) else ""
         line = [label(entry) + star, with_error(entry.get("bpd"), entry.get("bpd_se"))]
         line.append(with_error(entry.get("vlb"), entry.get("vlb_se")))
-        line += [with_error(row.get("frechet"), row.get("frechet_se")) for row in drawn]
+        line += [with_error(row.get(quality.column), row.get(f"{quality.column}_se")) for row in drawn]
         line += [whole(entry.get("nfe_likelihood")), *(whole(row.get("nfe_sampling")) for row in drawn)]
         counts = dict.fromkeys(whole(row["n_samples"]) for row in drawn if row.get("n_samples"))
         line += [whole(entry.get("n_images")), ", ".join(counts) or "–"]

@@ -9,37 +9,21 @@ from ml_collections import ConfigDict
 
 from jaxmerge import probability_flow as flow
 from jaxmerge import sampling, sweeps
-from jaxmerge.metrics import classifier, frechet
-
-
-def load_classifier(name: str) -> classifier.DigitsClassifier:
-    """The shipped digits classifier by name, or any by the path of its checkpoint."""
-    if name == "digits_classifier":
-        return classifier.load_digits_classifier()
-    return classifier.load_classifier(name)
 
 
 def measure_samples(config, run, setup, etas, proposal) -> dict[str, Any]:
-    """Samples of every model and sampler, as features and a few pictures."""
-    network = load_classifier(config.metric.classifier)
-    reference = frechet.statistics(classifier.features(network, setup.train.images), name="training set")
-    models = {"EDM": setup.high, "VDM": setup.low}
-    measured: dict[str, Any] = {"reference_images": len(setup.train)}
+    """Samples of every model and sampler: their scores and a few pictures."""
+    judge = setup.judge
+    measured: dict[str, Any] = {}
     for sampler in config.sampling.sampler:
         settings = sampler_settings(config, sampler)
         for seed, swept, count in sample_plan(config.sampling, sampler, etas, proposal):
             name = f"samples_{sampler}_{seed}_{len(swept)}x{count}"
             slots = len(etas) if sampler != "ancestral" or len(swept) > 1 else 1
-            compute = functools.partial(
-                draw, config, run, setup, models, swept, slots, count, settings, seed, network, reference
-            )
+            compute = functools.partial(draw, config, run, setup, swept, slots, count, settings, seed)
             measured[name] = run.stage(name, compute)
-    test = classifier.features(network, setup.test.images)
-    train = classifier.features(network, setup.train.images)
-    floor = frechet.frechet_floor(train, test, test_labels=setup.test.labels)
-    n = len(setup.test)
-    measured["floor"] = {"distance": floor.distance, "at_test_count": floor.at(n), "n_images": n}
-    measured["floor"]["at_sample_count"] = floor.at(config.sampling.n_samples)
+    if judge is not None and measured:
+        measured["floor"] = run.stage("floor", lambda: judge.floor(setup.test, config.sampling.n_samples))
     return measured
 
 
@@ -53,11 +37,13 @@ def sample_plan(asked: ConfigDict, sampler: str, etas, proposal) -> list[tuple[i
     count = asked.ancestral_samples if ancestral else asked.n_samples
     seeds = asked.ancestral_seeds if ancestral else asked.seeds
     others = asked.ancestral_samples_other if ancestral else asked.n_samples_other
-    proposed = sorted({float(proposal["cautious"]), *([] if ancestral else [float(proposal["best"])])})
+    proposed = []
+    if proposal is not None:
+        proposed = sorted({float(proposal["cautious"]), *([] if ancestral else [float(proposal["best"])])})
     plan = []
     for seed in range(seeds if count else 0):
         with_others = seed < asked.seeds_other and others == count
-        plan.append((seed, etas if with_others else proposed, count))
+        plan.append((seed, etas if with_others or not proposed else proposed, count))
     if others not in (0, count):
         plan += [(seed, etas, others) for seed in range(asked.seeds_other)]
     return plan
@@ -74,12 +60,11 @@ def sampler_settings(config: ConfigDict, sampler: str) -> sampling.Settings:
     )
 
 
-def draw(
-    config, run, setup, models, etas, slots, count, settings, seed, network, reference
-) -> dict[str, Any]:
+def draw(config, run, setup, etas, slots, count, settings, seed) -> dict[str, Any]:
     """One seed's samples of the single experts and of the merges, scored."""
     key = jax.random.fold_in(setup.keys["sampling"], seed)
     common = dict(key=key, batch_size=config.sampling.batch_size)
+    models = {"EDM": setup.high, "VDM": setup.low}
     found: dict[str, Any] = {}
     units = count * (len(models) + 1)
     with run.progress(units, f"samples, {settings.sampler}, seed {seed}") as advance:
@@ -95,23 +80,9 @@ def draw(
     merged = list(zip(swept.images, swept.nfe, strict=True))
     found |= {f"eta_{i}": pair for i, pair in enumerate(merged)}
     scored = {
-        name: score(images, nfe, network, reference, len(setup.test)) for name, (images, nfe) in found.items()
+        name: {"nfe": nfe} | ({} if setup.judge is None else setup.judge.scores(images, len(setup.test)))
+        for name, (images, nfe) in found.items()
     }
     columns = config.report.columns
     shown = {name: images[:columns] for name, (images, _) in found.items()}
     return {"etas": np.asarray(etas, np.float64), "count": count, "scores": scored, "pictures": shown}
-
-
-def score(images, nfe: float, network, reference, test_count: int) -> dict[str, float]:
-    """Distance and classifier score of one set of samples."""
-    features = classifier.features(network, images)
-    scores = {
-        "nfe": nfe,
-        "frechet": frechet.frechet_distance(frechet.statistics(features, name="samples"), reference),
-        "classifier_score": classifier.classifier_score(network, images),
-    }
-    if len(images) >= test_count:
-        scores["frechet_at_test_count"] = float(
-            np.mean(frechet.subset_distances(reference, features, test_count))
-        )
-    return scores

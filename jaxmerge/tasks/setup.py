@@ -1,17 +1,21 @@
 """What every stage of an experiment needs: experts, images, keys, thresholds; refused early where they do not fit."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmerge import noise, thresholds
-from jaxmerge.data import Dataset, load
+from jaxmerge import checkpoint, noise, thresholds
+from jaxmerge.data import Dataset, check_match, load
 from jaxmerge.experts import io
 from jaxmerge.experts.base import Expert
 from jaxmerge.merge import Switch, eta_range
-from jaxmerge.tasks import experts
+from jaxmerge.tasks import experts, quality
+
+# What a report quotes of an expert's metadata.
+RECORDED = ("data", "data_set", "source", "weights", "training_step", "best_step", "licence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Setup:
         keys: one key per use.
         candidates: thresholds that a proposal may take.
         fixed_etas: thresholds that are measured whatever is proposed.
+        judge: scores samples; None where they are only drawn.
+        records: where the experts come from, by name.
     """
 
     low: Expert
@@ -34,13 +40,15 @@ class Setup:
     keys: dict[str, jax.Array]
     candidates: list[float]
     fixed_etas: list[float]
+    judge: quality.Judge | None
+    records: dict[str, dict[str, Any]]
 
     def gamma(self, eta: float) -> float:
         """The noise level of a threshold."""
         return noise.gamma_of_eta(eta, self.low.gamma_range[0], self.high.gamma_range[1])
 
 
-def prepare(config: ConfigDict) -> Setup:
+def prepare(config: ConfigDict, progress) -> Setup:
     """Experts, images and keys.
 
     Raises:
@@ -51,9 +59,40 @@ def prepare(config: ConfigDict) -> Setup:
     low, high = load_expert(config.experts.low), load_expert(config.experts.high)
     if hasattr(high, "align_pixel_scale"):
         high = high.replace(align_pixel_scale=config.experts.align_pixel_scale)
+    candidates, fixed = etas_of(config, low, high)
+    parts = {"train": config.data.train_split, "validation": config.data.validation_split}
+    parts["test"] = config.data.test_split
+    data = {part: open_split(config, split) for part, split in parts.items()}
+    eta = 0.5 * (candidates[0] + candidates[-1])
+    Switch(low, high, eta).pixel_scale.check(data["train"].take(1).images, low.image_shape)
+    data["test"].take(max(config.likelihood.n_images, config.bound.n_images, 1))
+    if config.data.n_validation:
+        data["validation"] = data["validation"].take(config.data.n_validation)
+    records = {"VDM": record_of(config.experts.low), "EDM": record_of(config.experts.high)}
+    for name, record in records.items():
+        check_match(
+            record.get("data", record.get("data_set")),
+            data["train"],
+            expert=f"the {name}",
+            override=config.data.allow_other,
+        )
+    judge = quality.judge(config, data["train"], progress)
+    quality.check_counts(judge, config.sampling)
+    key = jax.random.key(config.seed)
+    uses = ("proposal", "grid", "likelihood", "bound", "sampling")
+    keys = {use: jax.random.fold_in(key, i) for i, use in enumerate(uses)}
+    return Setup(
+        low, high, **data, keys=keys, candidates=candidates, fixed_etas=fixed, judge=judge, records=records
+    )
+
+
+def etas_of(config: ConfigDict, low: Expert, high: Expert) -> tuple[list[float], list[float]]:
+    """(thresholds that a proposal may take, thresholds that are measured whatever is proposed).
+
+    Raises:
+        ValueError: a threshold outside what the experts allow.
+    """
     lowest, highest = eta_range(low, high)
-    train = load(config.data.name, config.data.train_split)
-    Switch(low, high, 0.5 * (lowest + highest)).pixel_scale.check(train.images[:1], low.image_shape)
     asked = tuple(config.merge.etas)
     fixed = thresholds.standard_etas(low, high) if asked == ("auto",) else [float(eta) for eta in asked]
     for eta in fixed:
@@ -61,23 +100,21 @@ def prepare(config: ConfigDict) -> Setup:
     step = config.merge.candidate_step
     inner = np.arange(np.ceil(lowest / step), np.floor(highest / step) + 1) * step
     inner = [round(float(eta), 6) for eta in inner if lowest < eta < highest]
-    candidates = sorted({lowest, highest, *inner, *fixed})
-    key = jax.random.key(config.seed)
-    uses = ("proposal", "grid", "likelihood", "bound", "sampling")
-    test = load(config.data.name, config.data.test_split)
-    test.take(max(config.likelihood.n_images, config.bound.n_images))
-    return Setup(
-        low,
-        high,
-        train,
-        load(config.data.name, config.data.validation_split),
-        test,
-        {use: jax.random.fold_in(key, i) for i, use in enumerate(uses)},
-        candidates,
-        fixed,
-    )
+    return sorted({lowest, highest, *inner, *fixed}), fixed
+
+
+def open_split(config: ConfigDict, split: str) -> Dataset:
+    """One split of the config's data set."""
+    return load(config.data.name, split, data_dir=config.data.data_dir or None)
 
 
 def load_expert(name: str) -> Expert:
     """A shipped expert by name, or any by the path of its checkpoint."""
     return io.shipped(name) if name in io.shipped_names() else io.load_expert(name)
+
+
+def record_of(name: str) -> dict[str, Any]:
+    """What is known of an expert's origin: "data", "source", "weights", "sha256", "steps", as far as it says."""
+    path = io.shipped_path(name) if name in io.shipped_names() else name
+    known = checkpoint.load_metadata(path)
+    return {"checkpoint": name} | {k: known[k] for k in RECORDED if k in known}

@@ -1,4 +1,8 @@
-"""From a run's measurements to its results: rows, differences, terms and definitions."""
+"""From a run's measurements to its results: rows, differences and terms.
+
+A part that the config leaves out (no test images for the likelihood or the bound, no samples, no proposal)
+is absent from the measurements, and so are its columns.
+"""
 
 import math
 from typing import Any
@@ -8,20 +12,57 @@ import numpy as np
 from jaxmerge import likelihood
 from jaxmerge.likelihood import Likelihood
 from jaxmerge.metrics import frechet
+from jaxmerge.report import published
+from jaxmerge.tasks import wording
+from jaxmerge.tasks.quality import describe
 
 SHOWN_MERGES = 5
 
 
 def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(results, pictures) for `Run.finish`; see ``report/page.py`` for their keys."""
-    etas, proposal = measured["etas"], measured["proposal"]
+    table = rows(config, measured)
     results = {
-        "title": "Two experts of handwritten digits and their merges",
+        "title": config.title or f"Two experts of {config.data.name} and their merges",
         "levels": setup.low.pixel_scale.levels,
         "gamma_range": [setup.low.gamma_range[0], setup.high.gamma_range[1]],
+        "data": {split: getattr(setup, split).record for split in ("train", "validation", "test")},
+        "experts": setup.records,
+        "rows": table,
+        "paired": paired(config, setup, measured),
+        "terms": terms(measured),
+        "alignment": alignment(measured),
+        "definitions": wording.definitions(config, setup, measured),
+        "notes": wording.notes(setup, measured),
+        **describe(setup.judge),
+        **proposed(setup, measured),
+        **floor(config, setup, measured),
+    }
+    if "likelihood" in measured:
+        results["grid"] = measured["grid"]
+        results["sweep_cost"] = {k: measured["likelihood"][k] for k in ("calls", "calls_apart")}
+    if config.report.published:
+        asked = config.report
+        # Numbers of another data set stand beside no measurement.
+        comparable = table if config.data.name == asked.published_data else []
+        results["published"] = {
+            "table": asked.published,
+            "data": asked.published_data,
+            "source": published.tables()["source"],
+            "entries": published.beside(comparable, asked.published, asked.published_data),
+            "note": asked.published_note,
+        }
+    return results, pictures(setup, measured, config.report.columns)
+
+
+def proposed(setup, measured) -> dict[str, Any]:
+    """The proposal and the error curves that it came from."""
+    proposal = measured.get("proposal")
+    if proposal is None:
+        return {}
+    weights = proposal["weights"]
+    return {
         "proposed": {"best_bound": proposal["best"], "cautious": proposal["cautious"]},
-        "rows": rows(config, measured),
-        "paired": paired(config, measured),
         "curves": {
             "gamma": proposal["curve_gamma"],
             "experts": dict(zip(("VDM", "EDM"), proposal["curve_density"], strict=True)),
@@ -35,54 +76,52 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
             "se": proposal["se"],
             "split": setup.validation.split,
         },
-        "weights": {
-            "gamma": proposal["weights"]["gamma"],
-            "experts": ["VDM", "EDM"],
-            "affine": proposal["weights"]["affine"],
-            "convex": proposal["weights"]["convex"],
-            "condition": proposal["weights"]["condition"],
-        },
-        "terms": terms(measured),
-        "alignment": alignment(measured),
-        "floor": floor(config, measured),
-        "grid": measured["grid"],
-        "sweep_cost": {k: measured["likelihood"][k] for k in ("calls", "calls_apart")},
-        "definitions": definitions(config, setup, measured),
-        "notes": notes(setup, measured),
+        "weights": {"experts": ["VDM", "EDM"]}
+        | {name: weights[name] for name in ("gamma", "affine", "convex", "condition")},
     }
-    return results, pictures(setup, etas, measured, config.report.columns)
 
 
-def models(measured) -> list[tuple[str, float | None, str, dict]]:
-    """(model, eta, key of its samples, its likelihood's arrays) in the order of the table."""
-    found = measured["likelihood"]
-    merged = [("merged", eta, f"eta_{i}", found["merged"][str(i)]) for i, eta in enumerate(measured["etas"])]
-    return [("EDM", None, "EDM", found["EDM"]), *merged, ("VDM", None, "VDM", found["VDM"])]
+def models(measured) -> list[tuple[str, float | None, str]]:
+    """(model, eta, key of its measurements) in the order of the table."""
+    merged = [("merged", eta, f"eta_{i}") for i, eta in enumerate(measured["etas"])]
+    return [("EDM", None, "EDM"), *merged, ("VDM", None, "VDM")]
+
+
+def likelihood_of(measured, key: str) -> Likelihood | None:
+    """A model's likelihoods of the test images; None where they were not measured."""
+    found = measured.get("likelihood")
+    if found is None:
+        return None
+    return Likelihood(**(found[key] if key in found else found["merged"][key.removeprefix("eta_")]))
 
 
 def rows(config, measured) -> list[dict[str, Any]]:
     """One row per model and sampler; a model's likelihood stands in each of its rows."""
-    table = []
+    table, split = [], {"split": config.data.test_split}
     for sampler in config.sampling.sampler:
-        for model, eta, key, arrays in models(measured):
+        for model, eta, key in models(measured):
             scores = list(sample_scores(measured, sampler, eta, key).values())
             if not scores and sampler != config.sampling.sampler[0]:
                 continue
+            own = likelihood_of(measured, key)
+            figures = bpd_figures(own) if own is not None else {}
             table.append(
-                {"model": model, "eta": eta, **bpd_figures(arrays), **bound_figures(measured, key)}
+                {"model": model, "eta": eta}
+                | figures
+                | bound_figures(measured, key)
                 | sampling_figures(sampler, scores)
-                | {"split": config.data.test_split}
+                | split
             )
-    uniform = bpd_figures(measured["likelihood"]["EDM_uniform"])
-    table.append(
-        {"model": "EDM", "eta": None, "dequantization": "uniform", **uniform, "split": config.data.test_split}
-    )
+    uniform = likelihood_of(measured, "EDM_uniform")
+    if uniform is not None:
+        table.append(
+            {"model": "EDM", "eta": None, "dequantization": "uniform", **bpd_figures(uniform), **split}
+        )
     return table
 
 
-def bpd_figures(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def bpd_figures(result: Likelihood) -> dict[str, Any]:
     """The likelihood's columns."""
-    result = Likelihood(**arrays)
     mean = likelihood.mean_bpd(result)
     return {
         "bpd": mean.mean,
@@ -94,22 +133,27 @@ def bpd_figures(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def bound_terms(measured, key: str) -> np.ndarray:
-    """(prior, reconstruction, diffusion) per test image [N, 3] of a model, bits per dimension."""
-    bound = measured["bound"]
+def bound_terms(measured, key: str) -> np.ndarray | None:
+    """(prior, reconstruction, diffusion) per test image [N, 3] of a model, bits per dimension; or None."""
+    bound = measured.get("bound")
+    if bound is None:
+        return None
     return bound[key] if key in ("VDM", "EDM") else bound["merged"][key.removeprefix("eta_")]
 
 
 def bound_figures(measured, key: str) -> dict[str, float]:
     """The bound's columns."""
-    total = bound_terms(measured, key).sum(-1)
+    found = bound_terms(measured, key)
+    if found is None:
+        return {}
+    total = found.sum(-1)
     return {"vlb": float(total.mean()), "vlb_se": float(total.std(ddof=1) / math.sqrt(len(total)))}
 
 
 def sample_scores(measured, sampler: str, eta: float | None, key: str) -> dict[str, dict[str, float]]:
     """The scores of a model's samples, stage by stage; a stage is a seed."""
     found = {}
-    for name, stage in measured["samples"].items():
+    for name, stage in measured.get("samples", {}).items():
         if not name.startswith(f"samples_{sampler}_"):
             continue
         where = key
@@ -127,107 +171,98 @@ def sampling_figures(sampler: str, scores: list[dict[str, float]]) -> dict[str, 
     """The samples' columns: mean over seeds and its standard error."""
     if not scores:
         return {"sampler": None}
-    distance, error = frechet.mean_and_se([s["frechet"] for s in scores])
-    score, score_error = frechet.mean_and_se([s["classifier_score"] for s in scores])
-    figures = {
-        "sampler": sampler,
-        "frechet": distance,
-        "frechet_se": error,
-        "classifier_score": score,
-        "classifier_score_se": score_error,
-        "nfe_sampling": float(np.mean([s["nfe"] for s in scores])),
-        "n_samples": int(scores[0]["count"]),
-        "n_seeds": len(scores),
-    }
-    if "frechet_at_test_count" in scores[0]:
-        figures["frechet_at_test_count"] = float(np.mean([s["frechet_at_test_count"] for s in scores]))
+    figures = {"sampler": sampler, "n_samples": int(scores[0]["count"]), "n_seeds": len(scores)}
+    figures["nfe_sampling"] = float(np.mean([s["nfe"] for s in scores]))
+    for name in scores[0]:
+        if name not in ("nfe", "count"):
+            figures[name], figures[f"{name}_se"] = frechet.mean_and_se([s[name] for s in scores])
     return figures
 
 
-def paired(config, measured) -> list[dict[str, Any]]:
+def paired(config, setup, measured) -> list[dict[str, Any]]:
     """Differences of every merge and both experts: likelihood and bound per image, distance per seed."""
     table = models(measured)
-    experts = [entry for entry in table if entry[1] is None]
     found = []
-    for _, eta, key, arrays in table:
-        if eta is None:
-            continue
-        for name, _, other_key, other in experts:
-            difference = likelihood.paired_difference(Likelihood(**arrays), Likelihood(**other))
-            bound = bound_terms(measured, key).sum(-1) - bound_terms(measured, other_key).sum(-1)
+    for _, eta, key in table:
+        for name, other_eta, other in table:
+            if eta is None or other_eta is not None:
+                continue
             common = {"model_a": ["merged", eta], "model_b": name}
-            found.append(
-                common | {"difference": difference.mean, "se": difference.se, "n_images": difference.count}
-            )
-            found.append(
-                common
-                | {
-                    "quantity": "bound",
-                    "difference": float(bound.mean()),
-                    "se": float(bound.std(ddof=1) / math.sqrt(len(bound))),
-                    "n_images": len(bound),
-                }
-            )
-            for sampler in config.sampling.sampler:
-                found += paired_distance(measured, common, sampler, (eta, key), (None, other_key))
+            found += paired_images(measured, common, key, other)
+            for sampler in config.sampling.sampler if setup.judge is not None else ():
+                column = setup.judge.names.column
+                found += paired_distance(measured, common, sampler, column, (eta, key), (None, other))
     return found
 
 
-def paired_distance(measured, common, sampler: str, a: tuple, b: tuple) -> list[dict[str, Any]]:
-    """Mean difference of two models' Frechet distances over the seeds that both have: same noise, same seeds."""
-    ours, theirs = sample_scores(measured, sampler, *a), sample_scores(measured, sampler, *b)
-    apart = [ours[name]["frechet"] - theirs[name]["frechet"] for name in ours if name in theirs]
-    if len(apart) < 2:
-        return []
-    mean, error = frechet.mean_and_se(apart)
-    entry = {
-        "quantity": "frechet",
-        "sampler": sampler,
-        "difference": mean,
-        "se": error,
-        "n_seeds": len(apart),
-    }
-    return [common | entry]
-
-
-def terms(measured) -> list[dict[str, Any]]:
-    """Mean terms of likelihood and bound, for the experts and the proposed thresholds."""
-    proposal = measured["proposal"]
-    chosen = {proposal["best"], proposal["cautious"]}
+def paired_images(measured, common, key: str, other: str) -> list[dict[str, Any]]:
+    """Mean differences of two models' likelihoods and bounds over the same images, noise and probes."""
     found = []
-    for model, eta, key, arrays in models(measured):
-        if eta is not None and eta not in chosen:
-            continue
-        ok = np.asarray(arrays["ok"])
-        names = ("prior", "trace", "dequantization", "decoder")
-        exact = {name: float(np.mean(np.asarray(arrays[name])[ok])) for name in names}
-        prior, reconstruction, diffusion = bound_terms(measured, key).mean(0)
+    ours, theirs = likelihood_of(measured, key), likelihood_of(measured, other)
+    if ours is not None:
+        apart = likelihood.paired_difference(ours, theirs)
+        found.append(common | {"difference": apart.mean, "se": apart.se, "n_images": apart.count})
+    if bound_terms(measured, key) is not None:
+        bound = bound_terms(measured, key).sum(-1) - bound_terms(measured, other).sum(-1)
         found.append(
-            {
-                "model": model,
-                "eta": eta,
-                "likelihood": {k: v for k, v in exact.items() if v != 0},
-                "bound": {"prior": prior, "reconstruction": reconstruction, "diffusion": diffusion},
+            common
+            | {
+                "quantity": "bound",
+                "difference": float(bound.mean()),
+                "se": float(bound.std(ddof=1) / math.sqrt(len(bound))),
+                "n_images": len(bound),
             }
         )
     return found
 
 
+def paired_distance(measured, common, sampler: str, column: str, a: tuple, b: tuple) -> list[dict[str, Any]]:
+    """Mean difference of two models' distances over the seeds that both have: same noise, same seeds."""
+    ours, theirs = sample_scores(measured, sampler, *a), sample_scores(measured, sampler, *b)
+    apart = [ours[name][column] - theirs[name][column] for name in ours if name in theirs]
+    if len(apart) < 2:
+        return []
+    mean, error = frechet.mean_and_se(apart)
+    entry = {"quantity": column, "sampler": sampler, "difference": mean, "se": error, "n_seeds": len(apart)}
+    return [common | entry]
+
+
+def terms(measured) -> list[dict[str, Any]]:
+    """Mean terms of likelihood and bound, for the experts and the proposed thresholds."""
+    proposal = measured.get("proposal") or {"best": None, "cautious": None}
+    chosen = {proposal["best"], proposal["cautious"]}
+    found = []
+    for model, eta, key in models(measured):
+        if eta is not None and eta not in chosen:
+            continue
+        entry: dict[str, Any] = {"model": model, "eta": eta}
+        result = likelihood_of(measured, key)
+        if result is not None:
+            ok = np.asarray(result.ok)
+            names = ("prior", "trace", "dequantization", "decoder")
+            exact = {name: float(np.mean(np.asarray(getattr(result, name))[ok])) for name in names}
+            entry["likelihood"] = {k: v for k, v in exact.items() if v != 0}
+        if bound_terms(measured, key) is not None:
+            prior, reconstruction, diffusion = bound_terms(measured, key).mean(0)
+            entry["bound"] = {"prior": prior, "reconstruction": reconstruction, "diffusion": diffusion}
+        found.append(entry)
+    return found
+
+
 def alignment(measured) -> list[dict[str, Any]]:
     """What pixel-scale alignment changes: the paper's listing minus ours."""
-    by_name = {"EDM": measured["likelihood"]["EDM"]}
-    best = measured["proposal"]["best"]
-    by_name["merged"] = measured["likelihood"]["merged"][str(measured["etas"].index(best))]
     found = []
-    for name, arrays in measured["alignment"].items():
+    for name, arrays in measured.get("alignment", {}).items():
+        eta = measured["chosen_eta"] if name == "merged" else None
+        key = name if eta is None else f"eta_{measured['etas'].index(eta)}"
         listing = Likelihood(**arrays)
         count = len(listing.bpd)
-        aligned = Likelihood(**{k: np.asarray(v)[:count] for k, v in by_name[name].items()})
+        aligned = Likelihood(*(np.asarray(v)[:count] for v in likelihood_of(measured, key)))
         difference = likelihood.paired_difference(listing, aligned)
         found.append(
             {
                 "model": name,
-                "eta": best if name == "merged" else None,
+                "eta": eta,
                 "aligned": likelihood.mean_bpd(aligned).mean,
                 "listing": likelihood.mean_bpd(listing).mean,
                 "difference": difference.mean,
@@ -237,108 +272,39 @@ def alignment(measured) -> list[dict[str, Any]]:
     return found
 
 
-def floor(config, measured) -> dict[str, Any]:
-    """What real images would score at the samples' number; the test images themselves are fewer."""
-    found, count = measured["samples"]["floor"], config.sampling.n_samples
-    return {
-        "frechet": found["at_sample_count"],
-        "n_images": count,
-        "what": f"expected of {count} real images, extrapolated from {found['n_images']} test images",
-        "test_images": found["distance"],
-    }
-
-
-def definitions(config, setup, measured) -> dict[str, str]:
-    """What the columns mean in this run."""
-    asked, grid = config.likelihood, measured["grid"]
-    density = (
-        f"of {float(grid['steps_per_gamma']):g} steps per unit of gamma, chosen on {grid.get('n_images', 0)} training "
-        f"images so that doubling it changes the mean by less than {asked.tolerance:g} bpd"
-    )
-    control = {
-        "fixed": f"a fixed Bogacki-Shampine grid {density}",
-        "multistep": f"a fixed Adams-Bashforth grid {density}",
-        "per_image": f"adaptive RK45, each image its own steps, rtol {asked.rtol:g}, atol {asked.atol:g}",
-        "batch": f"adaptive RK45, one step size per batch of {asked.batch_size}, rtol {asked.rtol:g}, atol {asked.atol:g}",
-    }[asked.control]
-    trace = "exact trace" if asked.trace == "exact" else f"{asked.probes} Rademacher probe(s) per image"
-    return {
-        "bpd": f"Exact likelihood of {config.data.test_split} images by the probability-flow ODE, in bits per dimension: "
-        f"{asked.dequantization.replace('_', '-')} dequantisation, {trace}, {control}, float32 with full-precision "
-        "matrix products. ± is the standard error over images; models share images, dequantisation noise and probes, "
-        "so that their differences are far more certain than the values.",
-        "vlb": f"Variational lower bound of {config.bound.n_images} {config.data.test_split} images in continuous time, "
-        f"{config.bound.n_times} stratified noise levels per image between neighbouring candidate thresholds, "
-        f"{config.bound.repeats} repeats. Another model (the SDE) of the same network: no order between the two is "
-        "implied for trained networks.",
-        "frechet": "Fréchet distance, digits classifier: between the 64 penultimate features of samples and of the "
-        f"{measured['samples']['reference_images']} training images; lower is better. ± is the standard error over seeds, "
-        "where there are several.",
-        "sampler": f"ode: probability-flow ODE on a fixed grid of {config.sampling.ode_steps_per_gamma:g} steps per unit of "
-        f"gamma. heun: Heun's method on EDM's noise grid of {config.sampling.heun_steps} nodes, with the switch as one more "
-        "node; the EDM's own row ends with an Euler step to zero noise. ancestral: "
-        f"{config.sampling.ancestral_steps} uniform steps in gamma. Decoder: {config.sampling.decoder}.",
-    }
-
-
-def notes(setup, measured) -> list[str]:
-    """What a reader must know besides the table."""
-    proposal, samples = measured["proposal"], measured["samples"]
-    floor = samples["floor"]
-    said = []
-    if not proposal["merge"]:
-        said.append(
-            "On the validation images no merge has a bound below both experts' by more than its paired error: these "
-            "experts do not complement each other, and the thresholds propose no merge."
-        )
-    said.append(
-        f"The thresholds were proposed from the bounds of {int(proposal['n_images'])} validation images: "
-        f"{proposal['best']:.3f} is the best bound's, {proposal['cautious']:.3f} the smallest within one paired standard "
-        "error of it."
-    )
-    said.append(
-        f"Distances depend on the number of images. {floor['n_images']} test images, whose classes are equally frequent, "
-        f"have {floor['distance']:.3f}; with classes as they come, {floor['at_test_count']:.3f} is expected of "
-        f"{floor['n_images']} real images and, extrapolated, {floor['at_sample_count']:.3f} of as many as there are "
-        "samples per seed. The column frechet_at_test_count of results.csv has the samples' distance at "
-        f"{floor['n_images']} images."
-    )
-    everything = [arrays for *_, arrays in models(measured)]
-    failed = sum(int(np.sum(~np.asarray(a["ok"]))) for a in everything)
-    refined = max(int(np.sum(a["refined"])) for a in everything)
-    solves = sum(len(a["ok"]) for a in everything)
-    said.append(
-        f"{failed} of {solves} likelihood solves failed; "
-        + (
-            f"{refined} images were solved again on a finer grid."
-            if refined
-            else "no image needed a finer grid."
-        )
-    )
-    weights = proposal["weights"]
-    said.append(
-        "Diffusion term on the validation images by the best expert per noise level: "
-        f"{weights['best_single_bpd']:.4f} bpd; by the best convex weights {weights['convex_bpd']:.4f}, by the best affine "
-        f"weights {weights['affine_bpd']:.4f}. They are fitted to these images and optimal for the bound only."
-    )
-    return said
-
-
-def pictures(setup, etas, measured, columns: int) -> dict[str, np.ndarray]:
-    """Samples from the same noise: both experts, and merges spread over the thresholds."""
-    stage = next(
-        (
-            s
-            for name, s in measured["samples"].items()
-            if name.startswith("samples_") and len(s["etas"]) == len(etas) and "EDM" in s["pictures"]
-        ),
-        next((s for name, s in measured["samples"].items() if name.startswith("samples_")), None),
-    )
-    if stage is None:
+def floor(config, setup, measured) -> dict[str, Any]:
+    """What real images would score at the samples' number, where that can be told; else the test images."""
+    found = measured.get("samples", {}).get("floor")
+    if found is None:
         return {}
-    proposal = measured["proposal"]
+    column, tests = setup.judge.names.column, found["n_images"]
+    if "at_sample_count" not in found:
+        what = f"that of {tests} test images; it depends on the number of images"
+        return {"floor": {column: found["distance"], "n_images": tests, "what": what}}
+    count = config.sampling.n_samples
+    what = f"expected of {count} real images, extrapolated from {tests} test images"
+    return {
+        "floor": {
+            column: found["at_sample_count"],
+            "n_images": count,
+            "what": what,
+            "test_images": found["distance"],
+        }
+    }
+
+
+def pictures(setup, measured, columns: int) -> dict[str, np.ndarray]:
+    """Samples from the same noise: both experts, and merges spread over the thresholds."""
+    drawn = [s for name, s in measured.get("samples", {}).items() if name.startswith("samples_")]
+    if not drawn:
+        return {}
+    count = len(measured["etas"])
+    stage = next((s for s in drawn if len(s["etas"]) == count and "EDM" in s["pictures"]), drawn[0])
     spread = np.unique(np.linspace(0, len(stage["etas"]) - 1, SHOWN_MERGES).round().astype(int))
-    near = [int(np.argmin(np.abs(stage["etas"] - proposal[k]))) for k in ("best", "cautious")]
+    proposal = measured.get("proposal") or {}
+    near = [
+        int(np.argmin(np.abs(stage["etas"] - proposal[k]))) for k in ("best", "cautious") if k in proposal
+    ]
     chosen = sorted({*spread.tolist(), *near})
     names = [("EDM", "EDM")] if "EDM" in stage["pictures"] else []
     names += [(f"eta_{i}", f"η = {stage['etas'][i]:.3f}") for i in chosen]
@@ -346,5 +312,5 @@ def pictures(setup, etas, measured, columns: int) -> dict[str, np.ndarray]:
     return {
         "samples": np.stack([stage["pictures"][key][:columns] for key, _ in names]),
         "sample_labels": np.array([label for _, label in names]),
-        "data": setup.test.images[:columns],
+        "data": setup.test.take(min(columns, len(setup.test))).images,
     }
