@@ -17,8 +17,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant:
         raise ValueError(f"configs/default.py has no variants, got {variant!r}; leave it away.")
     config = ConfigDict()
-    # What the command does: "merge" measures two experts and their merges; "train_expert" and
-    # "train_classifier" make the checkpoints that come with the package.
+    # What the command does: "merge" measures two experts and their merges; "sample" draws many samples of one
+    # model into files; "train_expert" and "train_classifier" make the checkpoints that come with the package.
     config.task = "merge"
     # The report's title; empty for one made of the data set's name.
     config.title = ""
@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.likelihood = likelihood()
     config.bound = bound()
     config.sampling = sampling()
+    config.shards = shards()
     config.metric = metric()
     config.report = report()
     config.expert = expert()
@@ -181,6 +182,26 @@ def sampling() -> ConfigDict:
             "decoder": "argmax",
             # Images per device and call.
             "batch_size": 250,
+        }
+    )
+
+
+def shards() -> ConfigDict:
+    """What task "sample" draws, with the first of ``sampling.sampler``, and how it is cut into files."""
+    return ConfigDict(
+        {
+            # "merged", or one of the experts, "low" or "high".
+            "model": "merged",
+            # The merge's threshold, a position in the merged noise range.
+            "eta": 0.3,
+            # Images altogether and per file; a stopped run continues after the last whole file.
+            "count": 50_000,
+            "size": 1000,
+            # Which of the numbered sets of noise; another seed gives other images.
+            "seed": 0,
+            # Copies for other people's tools: one npz with arr_0, or a PNG per image.
+            "npz": False,
+            "png": False,
         }
     )
 

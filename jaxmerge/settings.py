@@ -27,6 +27,7 @@ CHOICES = {
     "likelihood.control": ("fixed", "multistep", "per_image", "batch"),
     "sampling.sampler": ("heun", "ode", "ancestral"),
     "expert.kind": ("vdm", "edm"),
+    "shards.model": ("merged", "low", "high"),
     "metric.kind": ("classifier", "inception", "none"),
     "report.published": (0, 1, 2, 5),
     "report.published_data": ("cifar10", "imagenet32_old"),
@@ -44,6 +45,7 @@ POSITIVE = (0.0, math.inf, "above 0")
 FRACTION = (0.0, 1.0, "between 0 and 1")
 RANGES = {
     "merge.candidate_step": FRACTION,
+    "shards.eta": FRACTION,
     "likelihood.tolerance": FRACTION,
     "likelihood.image_tolerance": FRACTION,
     "likelihood.rtol": FRACTION,

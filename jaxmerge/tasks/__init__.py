@@ -1,6 +1,7 @@
 """What a config's task does; the only room that knows ConfigDict.
 
 merge              measure two experts and their merges, and write the report (``merge.py``)
+sample             draw many samples of one model into shards on disk (``sample.py``)
 train_expert       train a base expert (``train.py``)
 train_classifier   train the digits classifier (``train.py``)
 """
@@ -8,10 +9,11 @@ train_classifier   train the digits classifier (``train.py``)
 from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
-from jaxmerge.tasks import merge, train
+from jaxmerge.tasks import merge, sample, train
 
 TASKS = {
     "merge": merge.run,
+    "sample": sample.run,
     "train_expert": train.expert,
     "train_classifier": train.classifier,
 }

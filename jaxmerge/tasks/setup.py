@@ -55,10 +55,7 @@ def prepare(config: ConfigDict, progress) -> Setup:
         ValueError: experts or images that do not fit each other, a threshold that the experts do not
             allow, or counts that the data set does not have.
     """
-    experts.provide(config.experts)
-    low, high = load_expert(config.experts.low), load_expert(config.experts.high)
-    if hasattr(high, "align_pixel_scale"):
-        high = high.replace(align_pixel_scale=config.experts.align_pixel_scale)
+    low, high = load_pair(config)
     candidates, fixed = etas_of(config, low, high)
     parts = {"train": config.data.train_split, "validation": config.data.validation_split}
     parts["test"] = config.data.test_split
@@ -106,6 +103,19 @@ def etas_of(config: ConfigDict, low: Expert, high: Expert) -> tuple[list[float],
 def open_split(config: ConfigDict, split: str) -> Dataset:
     """One split of the config's data set."""
     return load(config.data.name, split, data_dir=config.data.data_dir or None)
+
+
+def load_pair(config: ConfigDict) -> tuple[Expert, Expert]:
+    """The low-noise and the high-noise expert, made on the way where the config says so.
+
+    Raises:
+        ValueError: a missing or damaged expert.
+    """
+    experts.provide(config.experts)
+    low, high = load_expert(config.experts.low), load_expert(config.experts.high)
+    if hasattr(high, "align_pixel_scale"):
+        high = high.replace(align_pixel_scale=config.experts.align_pixel_scale)
+    return low, high
 
 
 def load_expert(name: str) -> Expert:
