@@ -32,7 +32,7 @@ def test_page_needs_nothing_from_outside(text):
 
 def test_page_is_well_formed_and_its_identifiers_are_unique(text):
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(drawings) == 7
+    assert len(drawings) == 8
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     identifiers = re.findall(r'\bid="([^"]+)"', text)

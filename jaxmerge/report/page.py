@@ -8,6 +8,7 @@
                              experts), bpd, bpd_se, vlb, vlb_se, frechet, frechet_se, nfe_likelihood,
                              nfe_sampling, sampler, n_images, n_samples, split; optionally
                              dequantization where it is not the run's ("uniform")
+    diagram                  {"gamma_range", "gamma_eta", "gamma_low", "gamma_high"}: the merge that the diagram shows
     proposed                 {"best_bound": eta, "cautious": eta}
     paired                   [{"model_a", "model_b", "difference" (a - b), "se", "n_images"}], a model being
                              "VDM", "EDM" or ["merged", eta]; where "quantity" is not "bpd" it is given, and for
@@ -41,7 +42,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.report import plots, quality, style, tables
+from jaxmerge.report import overview, plots, quality, style, tables
 from jaxmerge.report.finding import finding as finding
 
 CSS = """
@@ -67,6 +68,9 @@ CAPTIONS = {
     "trade_off": "Left: likelihood and sample quality against the threshold; bands are the single experts with one "
     "standard error. Right: both at once. The likelihoods' errors are over images, which all models share: see the "
     "paired differences for what can be told apart.",
+    "diagram": "The method: every noise level has its expert.",
+    "all_metrics": "Everything that was measured against the threshold, on logarithmic scales; lines across are the "
+    "single experts.",
     "samples": "Samples; a column starts from the same noise in every row, so that rows show what the threshold "
     "changes.",
     "error_curves": "Each expert's squared error of the predicted noise, as its contribution to the bound. Below "
@@ -86,8 +90,15 @@ def figures(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[st
     """Every figure for which the run has data, by name."""
     proposed = results.get("proposed") or {}
     drawn = {}
+    if results.get("diagram"):
+        drawn["diagram"] = overview.diagram(**results["diagram"])
     if has_models(results):
-        drawn["trade_off"] = plots.trade_off(results)
+        judged = quality.names(results)
+        if all(any(row.get(key) is not None for row in results["rows"]) for key in ("bpd", judged.column)):
+            drawn["trade_off"] = plots.trade_off(results)
+        survey = overview.all_metrics(results)
+        if survey is not None and any(row.get("eta") is not None for row in results["rows"]):
+            drawn["all_metrics"] = survey
     if "samples" in pictures:
         images, labels = np.asarray(pictures["samples"]), [str(text) for text in pictures["sample_labels"]]
         if "data" in pictures:
@@ -132,6 +143,7 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         return f'<figure><div class="scroll">{style.svg(drawn[name], name)}</div>{caption}</figure>'
 
     sections = [
+        ("Two experts and a switch", show("diagram")),
         ("Likelihood against quality", show("trade_off")),
         ("Samples from the same noise", show("samples")),
         ("Error of the experts over the noise range", show("error_curves")),
@@ -139,6 +151,7 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         ("Terms of the likelihood", show("likelihood_terms")),
         ("Terms of the bound", show("bound_terms")),
         ("Best weights per noise level", show("weights")),
+        ("Every metric against the threshold", show("all_metrics")),
         ("Training", show("training")),
         ("Measured values", tables.main_table(results) + _remarks(results) if results.get("rows") else ""),
         ("Beside the paper", _published(results)),
