@@ -65,7 +65,10 @@ def save(path: str | os.PathLike, tree: PyTree, metadata: dict[str, Any], *, ove
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        with _quiet():
+        context = _orbax().Context()
+        # Nobody changes the arrays meanwhile, so Orbax needs no copy of them all.
+        context.memory.deepcopy_host_arrays = False
+        with _quiet(), context:
             _orbax().save(staging / ARRAYS, _nest(named))
         # Orbax notes the folder's absolute path there, which is nobody's business in a shipped checkpoint.
         for note in (staging / ARRAYS).glob("commit_success.txt"):

@@ -1,0 +1,226 @@
+"""From a source to an expert's checkpoint, on the host, whole or not at all."""
+
+import contextlib
+import importlib.metadata
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import yaml
+from flax import nnx
+
+from checkpoints_convert import arrival, kinds, readers, registry
+from checkpoints_convert.names import origins
+from checkpoints_convert.places import no_new_folders, sha256
+from jaxmerge import checkpoint
+from jaxmerge.experts import io
+from jaxmerge.experts.base import Expert
+from jaxmerge.metrics import inception
+
+_CONVENTIONS = {"edm": "2 i / (levels - 1) - 1", "vdm": "2 (i + 1/2) / levels - 1"}
+
+
+class Options(NamedTuple):
+    """How a file is to be read.
+
+    Attributes:
+        kind: one of `kinds.KINDS`, or None to find out.
+        weights: "ema" or "online".
+        config: path of a torch VDM's config.yaml; None takes the one beside the file, if there is one.
+        size: height and width of a VDM's images.
+    """
+
+    kind: str | None = None
+    weights: str = "ema"
+    config: str | None = None
+    size: int = 32
+
+
+class Loaded(NamedTuple):
+    """A file, read and filled in: its source without arrays, the network, and the record to store with it."""
+
+    source: kinds.Source
+    net: nnx.Module
+    record: dict[str, Any]
+
+    @property
+    def expert(self) -> Expert | None:
+        """The network as an expert; None where it is not one (Inception)."""
+        if self.source.kind == "inception":
+            return None
+        return io.build(self.source.description).replace(net=self.net)
+
+
+def load(
+    path: pathlib.Path,
+    contents: readers.Contents,
+    options: Options,
+    entry: registry.Entry | None = None,
+) -> Loaded:
+    """Recognises what a file holds and fills a network with its arrays, each exactly once.
+
+    Args:
+        path: a local file.
+        contents: what `readers.read` found in it.
+        options: how to read it.
+        entry: its entry in the registry, for data set and licence.
+
+    Raises:
+        ValueError: anything that keeps the file from being one of the known networks.
+    """
+    config = _config(path, options.config)
+    kind = options.kind or (entry.kind if entry is not None else None)
+    with _named(path):
+        source = kinds.recognise(
+            contents, kind=kind, weights=options.weights, config=config, size=options.size
+        )
+        net = _abstract(source)
+        net = origins.fill(net, source.arrays, source.origin, left_out=source.left_out)
+        record = _record(path, contents, source, net, entry)
+    return Loaded(source._replace(arrays={}), _owned(net), record)
+
+
+def _owned(net: nnx.Module) -> nnx.Module:
+    """The network without views of the file, whose pages can then be given back before the writing starts."""
+    return jax.tree.map(lambda a: a if a.flags.writeable else a.copy(), net)
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"cannot convert {path.name}: {error}") from error
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        # What no public file holds, but a damaged one may.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"cannot convert {path.name}: its contents do not fit together ({reason})."
+        ) from error
+
+
+def _abstract(source: kinds.Source) -> nnx.Module:
+    if source.kind == "inception":
+        return inception.build()
+    try:
+        return io.build(source.description).net
+    except (ValueError, TypeError, ZeroDivisionError, ArithmeticError) as error:
+        raise ValueError(
+            f"its architecture cannot be built ({' '.join(str(error).split())[:200]})."
+        ) from error
+
+
+def _config(path: pathlib.Path, given: str | None) -> dict[str, Any] | None:
+    """The settings in a config.yaml, given or beside the file.
+
+    Raises:
+        ValueError: a given file that is missing, or one that is no YAML mapping.
+    """
+    chosen = pathlib.Path(given) if given else path.parent / "config.yaml"
+    if not given and not chosen.is_file():
+        return None
+    try:
+        if chosen.stat().st_size > 2**20:
+            raise ValueError("it is larger than 1 MB")
+        config = yaml.safe_load(chosen.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"cannot read {chosen} as settings: {reason}; give the right file with --config."
+        ) from error
+    return config
+
+
+def _record(path, contents, source: kinds.Source, net, entry: registry.Entry | None) -> dict[str, Any]:
+    described = (
+        {"network": source.description} if source.kind == "inception" else {"expert": source.description}
+    )
+    carried = source.carried
+    return {
+        **described,
+        **_ranges(source.description),
+        "parameters": count(net),
+        "data_set": entry.data_set if entry else carried.get("data_set", "not known"),
+        "weights": carried.get("weights", source.weights),
+        "training_step": carried.get("training_step", source.step),
+        "licence": entry.licence if entry else carried.get("licence", registry.UNKNOWN),
+        "source": {
+            "kind": source.kind,
+            "container": contents.container,
+            "name": entry.name if entry else None,
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        },
+        "notes": list(source.notes),
+        "converter": f"jaxmerge {importlib.metadata.version('jaxmerge')}",
+    }
+
+
+def _ranges(description: dict[str, Any]) -> dict[str, Any]:
+    """Native range in the network's own coordinate, and its pixel scale."""
+    kind = description["kind"]
+    if kind not in _CONVENTIONS:
+        return {}
+    coordinate, key = ("sigma_edm", "sigma_range") if kind == "edm" else ("gamma", "native_range")
+    low, high = description[key]
+    return {
+        "native_range": {"coordinate": coordinate, "low": low, "high": high},
+        "pixel_scale": {"levels": description["levels"], "level_i_is": _CONVENTIONS[kind]},
+    }
+
+
+def count(net: nnx.Module) -> int:
+    """Number of parameters, buffers included."""
+    return sum(int(np.prod(shape)) for shape in origins.parameter_paths(net).values())
+
+
+def check(loaded: Loaded, path: pathlib.Path, options: Options) -> arrival.Arrival | None:
+    """The self-check of an expert, or of Inception's features (then None).
+
+    Raises:
+        ValueError: predictions that are not finite.
+    """
+    if loaded.expert is None:
+        _check_inception(loaded.net)
+        return None
+    found = arrival.examine(labelled(loaded.expert), loaded.source.readings)
+    if found.warnings and loaded.source.other_weights:
+        other = "online" if options.weights == "ema" else "ema"
+        loaded = load(path, readers.read(path), options._replace(weights=other))
+        levels = arrival.measure(labelled(loaded.expert))[0]
+        if arrival.score(levels) < min(arrival.TRAINED, arrival.BETTER * found.score):
+            warning = f"the file's other weights denoise better: convert with --weights {other}"
+            found = found._replace(warnings=(*found.warnings, warning))
+    return found
+
+
+def labelled(expert: Expert) -> Expert:
+    """A conditional expert for its class 0, any other as it is."""
+    return expert if expert.classes is None else expert.with_labels(0)
+
+
+def _check_inception(net: nnx.Module) -> None:
+    images = np.rint(255 * arrival.smooth_images((32, 32, 3), 2)).astype(np.uint8)
+    pooled = np.asarray(inception.features(jax.device_put(net), images, batch_size=2).pool)
+    if not np.isfinite(pooled).all() or not 1e-3 < pooled.std() < 1e3:
+        raise ValueError(
+            f"Inception's features have the standard deviation {pooled.std():.3g} where about 0.3 is expected, so its "
+            "weights are wrong; get the file again, or convert with --no-check to keep it as it is."
+        )
+
+
+def write(dest: pathlib.Path, loaded: Loaded, *, overwrite: bool) -> None:
+    """Writes the checkpoint; on any failure, an interrupt included, DEST and its parents are as before.
+
+    Raises:
+        ValueError: DEST exists, or cannot be written.
+        OSError: no space or no permission.
+    """
+    with no_new_folders(dest):
+        arrays = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(loaded.net)))
+        checkpoint.save(dest, arrays, loaded.record, overwrite=overwrite)

@@ -1,0 +1,159 @@
+"""Public checkpoints by short name: where they lie, what they are, what their owners allow.
+
+The EDM files and their FID references are listed in NVlabs/edm's README, the VDM ones in
+google-research/vdm's, those of i-DODE in thu-ml/i-DODE's and the Inception weights in pytorch-fid's
+releases. Owners publish no checksums except the one in the name of the Inception file; the checksum of
+any other file is recorded at its first download and checked from then on (`download.py`).
+"""
+
+import difflib
+from typing import NamedTuple
+
+NVIDIA = "CC BY-NC-SA 4.0 (NVIDIA; no commercial use, https://creativecommons.org/licenses/by-nc-sa/4.0/)"
+APACHE = "Apache-2.0 (google-research/vdm)"
+UNSTATED = "none stated by its owners (thu-ml/i-DODE); ask them before you use it for more than research"
+UNKNOWN = "not known; ask whoever made the file"
+INCEPTION = "Apache-2.0 (TensorFlow's Inception-v3 of 2015-12-05, converted by pytorch-fid)"
+
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
+_VDM = "gs://gresearch/vdm/cifar10"
+_IDODE = (
+    "It lies in the Google Drive folder https://drive.google.com/drive/folders/1cZ7zkWWooD2E8n_9slDMAA8w3KmkjzOC, "
+    "from which a program cannot fetch it: download its ckpt-N.flax with a browser."
+)
+
+
+class Entry(NamedTuple):
+    """A public file.
+
+    Attributes:
+        name: short name, the SOURCE of a command line.
+        url: https:// or gs://; a gs:// folder stands for the newest ckpt-N.flax in it. Empty where a
+            program cannot fetch the file.
+        kind: what the file holds, in the words of `--kind`; "fid-reference" for a set of statistics.
+        data_set: what it was trained on.
+        licence: what its owners allow.
+        size: bytes, or 0 where unknown.
+        sha256: of the file, or None where the owners publish none.
+        note: what else a user should know, one sentence.
+        by_hand: how to get a file that has no url, one sentence.
+    """
+
+    name: str
+    url: str
+    kind: str
+    data_set: str
+    licence: str
+    size: int = 0
+    sha256: str | None = None
+    note: str = ""
+    by_hand: str = ""
+
+
+def _edm_files() -> list[Entry]:
+    models = [
+        *(
+            ("cifar10-32x32", f"{how}-{net}", "CIFAR-10")
+            for how in ("uncond", "cond")
+            for net in ("vp", "ve")
+        ),
+        *(("ffhq-64x64", f"uncond-{net}", "FFHQ 64x64") for net in ("vp", "ve")),
+        *(("afhqv2-64x64", f"uncond-{net}", "AFHQv2 64x64") for net in ("vp", "ve")),
+    ]
+    entries = []
+    for data, variant, data_set in models:
+        for prefix, folder, note in (
+            ("edm", "", "EDM's own training (config F)."),
+            ("baseline", "baseline/", "The older VP or VE training that EDM starts from (config A)."),
+        ):
+            name = f"{prefix}-{data}-{variant}"
+            entries.append(
+                Entry(name, f"{_EDM}/pretrained/{folder}{name}.pkl", "edm", data_set, NVIDIA, note=note)
+            )
+    adm = "edm-imagenet-64x64-cond-adm"
+    url = f"{_EDM}/pretrained/{adm}.pkl"
+    entries.append(Entry(adm, url, "edm", "ImageNet 64x64", NVIDIA, note="Conditional on 1000 classes."))
+    return entries
+
+
+def _vdm_files() -> list[Entry]:
+    plain = f"{_VDM}/checkpoint-final/checkpoints-0"
+    augmented = f"{_VDM}/aug-checkpoint-final/checkpoints-0"
+    return [
+        Entry("vdm-cifar10", plain, "vdm-flax", "CIFAR-10", APACHE, note="Bound 2.637 bits/dim."),
+        Entry(
+            *("vdm-cifar10-aug", augmented, "vdm-flax", "CIFAR-10, augmented", APACHE),
+            note="Bound 2.522 bits/dim, trained with augmentation.",
+        ),
+    ]
+
+
+def _idode_files() -> list[Entry]:
+    models = [
+        ("cifar10-vp", "idode-vp", "CIFAR-10", "2.56 bits/dim."),
+        ("cifar10-sp", "idode-sp", "CIFAR-10", "Straight-path schedule."),
+        ("cifar10-aug-vp", "idode-vp", "CIFAR-10, augmented", "2.42 bits/dim."),
+        ("imagenet32-vp", "idode-vp", "ImageNet 32x32, old version", "3.69 bits/dim."),
+        ("imagenet32-new-vp", "idode-vp", "ImageNet 32x32, new version", "3.43 bits/dim."),
+    ]
+    return [
+        Entry(f"idode-{name}", "", kind, data_set, UNSTATED, note=note, by_hand=_IDODE)
+        for name, kind, data_set, note in models
+    ]
+
+
+def _metric_files() -> list[Entry]:
+    inception = "pt_inception-2015-12-05-6726825d.pth"
+    entries = [
+        Entry(
+            "fid-inception",
+            f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{inception}",
+            "inception",
+            "ImageNet",
+            INCEPTION,
+            size=95_628_359,
+            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            note="The network behind every published FID.",
+        )
+    ]
+    for file, data_set, note in (
+        ("cifar10-32x32", "CIFAR-10", ""),
+        ("ffhq-64x64", "FFHQ 64x64", ""),
+        ("afhqv2-64x64", "AFHQv2 64x64", ""),
+        ("imagenet-64x64", "ImageNet 64x64", "For edm-imagenet-64x64-cond-adm."),
+    ):
+        entries.append(
+            Entry(
+                *(f"fid-reference-{file}", f"{_EDM}/fid-refs/{file}.npz", "fid-reference", data_set, NVIDIA),
+                note=note or "Mean and covariance of Inception's features.",
+            )
+        )
+    return entries
+
+
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry for entry in [*_edm_files(), *_vdm_files(), *_idode_files(), *_metric_files()]
+}
+
+
+def find(name: str) -> Entry:
+    """The entry of a short name.
+
+    Raises:
+        ValueError: no such name; offers the nearest one.
+    """
+    if name in ENTRIES:
+        return ENTRIES[name]
+    near = [known for known in ENTRIES if known.startswith(name)] or difflib.get_close_matches(
+        name, ENTRIES, 1, 0.4
+    )
+    hint = f"did you mean {near[0]!r}?" if near else "--list shows the known names."
+    raise ValueError(f"{name!r} is neither a file, nor a URL, nor a known checkpoint; {hint}")
+
+
+def by_file_name(file_name: str) -> Entry | None:
+    """The entry whose file has this name, for licence and data set of a local copy."""
+    for entry in ENTRIES.values():
+        if entry.url and not entry.url.startswith("gs://") and entry.url.rsplit("/", 1)[-1] == file_name:
+            return entry
+    return None
