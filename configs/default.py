@@ -148,6 +148,9 @@ def bound() -> ConfigDict:
             "n_times": 1,
             # Independent repetitions, from which the Monte Carlo error comes.
             "repeats": 4,
+            # Test images are also cut into this many batches, whose means' standard deviation stands beside the
+            # bound (the paper's Table 5: 10 batches of 512); 0 for none.
+            "groups": 0,
             # Images per device and call.
             "batch_size": 180,
         }
@@ -234,11 +237,13 @@ def report() -> ConfigDict:
         {
             # Columns of the sample figure: images from the same noise in every row.
             "columns": 12,
-            # The paper's table (1, 2 or 5) whose numbers stand beside the measured ones, 0 for none; its data
-            # set; and what differs from the paper's experiment, in words.
+            # The paper's table (1, 2, 4, 5 or 6) whose numbers stand beside the measured ones, 0 for none; its
+            # data set; and what differs from the paper's experiment, in words.
             "published": 0,
             "published_data": "cifar10",
             "published_note": "",
+            # Draw the method's diagram (the paper's Figure 1) for the measured merge.
+            "diagram": False,
         }
     )
 

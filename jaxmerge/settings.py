@@ -29,7 +29,7 @@ CHOICES = {
     "expert.kind": ("vdm", "edm"),
     "shards.model": ("merged", "low", "high"),
     "metric.kind": ("classifier", "inception", "none"),
-    "report.published": (0, 1, 2, 5),
+    "report.published": (0, 1, 2, 4, 5, 6),
     "report.published_data": ("cifar10", "imagenet32_old"),
     "sampling.decoder": ("argmax", "sample"),
 }
@@ -37,7 +37,7 @@ CHOICES = {
 MAY_BE_ZERO = (
     *("seed", "alignment_images", "n_samples_other", "ancestral_samples"),
     "ancestral_samples_other",
-    *("warmup_steps", "sample_every", "fourier", "n_validation", "published"),
+    *("warmup_steps", "sample_every", "fourier", "n_validation", "published", "groups"),
     *("likelihood.n_images", "bound.n_images", "n_samples"),
 )
 # Real numbers that must lie strictly inside a range, and how to say so.

@@ -56,6 +56,9 @@ def all_metrics(results: dict[str, Any]) -> Figure | None:
 
 def _log_scale(axis) -> None:
     """Logarithmic, with plain numbers at few ticks."""
+    low, high = axis.get_ylim()
+    if low == high:
+        axis.set_ylim(0.9 * low, 1.1 * high)
     axis.set_yscale("log", base=10)
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     low, high = axis.get_ylim()
@@ -108,7 +111,9 @@ def diagram(
         axis.barh(height, end - start, 0.5, left=start, color=COLORS[name], alpha=0.22)
         axis.barh(height, used[1] - used[0], 0.5, left=used[0], color=COLORS[name])
         words = "likelihood expert, low noise" if name == "VDM" else "quality expert, high noise"
-        axis.text(np.mean(used), height, f"{name}\n{words}", ha="center", va="center", fontsize=8.5, color="white")
+        axis.text(
+            np.mean(used), height, f"{name}\n{words}", ha="center", va="center", fontsize=8.5, color="white"
+        )
     axis.axvline(gamma_eta, color=INK, lw=1.2, ls="--")
     axis.annotate(
         "switch at η", (gamma_eta, 1.42), (4, 0), textcoords="offset points", va="center", fontsize=9

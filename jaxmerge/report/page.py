@@ -219,27 +219,11 @@ def _published(results: dict[str, Any]) -> str:
     paper = results.get("published")
     if not paper:
         return ""
-    cells = []
-    for entry in paper["entries"]:
-        eta = entry["eta"]
-        name = entry["model"] if eta is None else f"{entry['model']}, η = {eta}"
-        what = " ".join(filter(None, (entry["quantity"], entry["sampler"])))
-        difference = entry["difference"]
-        cells.append(
-            [
-                name,
-                what,
-                f"{entry['published']:g}",
-                tables.with_error(entry["measured"], entry["se"]),
-                "–" if difference is None else f"{difference:+.3g}",
-            ]
-        )
     text = (
         f"Table {paper['table']} of {paper['source']}, {paper['data']}, as published; measured values of this run where it "
         f"has the same row. {paper['note']}"
     )
-    header = ["model", "quantity", "published", "measured here", "measured minus published"]
-    return f'<p class="soft">{html.escape(text)}</p>' + tables.html_table(header, cells)
+    return f'<p class="soft">{html.escape(text)}</p>' + tables.html_table(*tables.published_columns(paper))
 
 
 def _origins(results: dict[str, Any]) -> str:

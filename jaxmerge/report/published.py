@@ -10,12 +10,16 @@ import importlib.resources
 import json
 from typing import Any
 
+from jaxmerge import noise
+
 # Table number -> (key in the file, {column of ours: column of the paper's}, what it holds).
 TABLES = {
     1: ("table1_nll_ode_bpd", {"bpd": "nll", "nfe_likelihood": "nfe"}, "exact likelihood by the ODE"),
     2: ("table2_fid50k", {}, "FID of 50 000 samples"),
     5: ("table5_vlb_bpd", {"vlb": "mean"}, "variational bound, 10 runs of batch 512"),
 }
+# Columns of table 6 per data set: likelihood, FID, network calls.
+COMPARISON = {"cifar10": slice(1, 4), "imagenet32_old": slice(4, 7)}
 SAMPLERS = {"ancestral": {"fid": "ancestral256"}, "ode": {"fid": "ode", "nfe_sampling": "ode_nfe"}}
 DATA = ("cifar10", "imagenet32_old")
 # Thresholds are printed with one decimal.
@@ -66,18 +70,64 @@ def rows(number: int, data: str) -> list[dict[str, Any]]:
     return found
 
 
+def noise_range() -> list[dict[str, Any]]:
+    """Table 4: EDM's noise range in gamma, beside -log SNR = 2 log(sigma_edm) computed here."""
+    found = []
+    for place, values in tables()["table4_edm_gamma"].items():
+        computed = float(noise.gamma_of_sigma_edm(values["sigma_edm"]))
+        quantity = f"gamma at sigma_edm = {values['sigma_edm']:g} ({place})"
+        found.append(_entry({"model": "EDM", "eta": None}, quantity, values["gamma"], computed, None))
+    return found
+
+
+def comparison(measured: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
+    """Table 6: other methods as printed there, then this run's models, which the paper does not have."""
+    found = []
+    for name, *values in (row[:1] + row[COMPARISON[data]] for row in tables()["table6_comparison"]):
+        for quantity, value in zip(("bpd", "fid", "nfe_sampling"), values, strict=True):
+            if value is not None:
+                found.append(_entry({"model": name, "eta": None}, quantity, value, None, None))
+    for row in measured:
+        for quantity in ("bpd", "vlb", "fid", "nfe_sampling"):
+            if row.get(quantity) is not None:
+                se = row.get(f"{quantity}_se")
+                found.append(
+                    _entry(row | {"model": f"here: {row['model']}"}, quantity, None, row[quantity], se)
+                )
+    return found
+
+
+def _entry(row, quantity: str, published, measured, se) -> dict[str, Any]:
+    numbers = isinstance(published, int | float) and measured is not None
+    return {
+        "model": row["model"],
+        "eta": row["eta"],
+        "sampler": row.get("sampler"),
+        "quantity": quantity,
+        "published": published,
+        "measured": measured,
+        "se": se,
+        "difference": measured - published if numbers else None,
+    }
+
+
 def beside(measured: list[dict[str, Any]], number: int, data: str) -> list[dict[str, Any]]:
     """Every published value with the measured one of the same model, threshold and sampler.
 
     Args:
         measured: a run's rows.
-        number, data: as in `rows`.
+        number: table 1, 2, 4, 5 or 6.
+        data: as in `rows`.
 
     Returns:
         Entries {"model", "eta", "sampler", "quantity", "published", "measured", "se", "difference"}; the last
         three are None where the run has no such row. The lowest and the highest measured threshold stand for
         the paper's eta_min and eta_max.
     """
+    if number == 4:
+        return noise_range()
+    if number == 6:
+        return comparison(measured, data)
     etas = sorted(row["eta"] for row in measured if row.get("eta") is not None)
     ends = {"eta_min": etas[0], "eta_max": etas[-1]} if etas else {}
     found = []
@@ -87,19 +137,8 @@ def beside(measured: list[dict[str, Any]], number: int, data: str) -> list[dict[
         for quantity in ("bpd", "vlb", "fid", "nfe_likelihood", "nfe_sampling"):
             if quantity not in row:
                 continue
-            value = None if match is None else match.get(quantity)
-            found.append(
-                {
-                    "model": row["model"],
-                    "eta": row["eta"],
-                    "sampler": row.get("sampler"),
-                    "quantity": quantity,
-                    "published": row[quantity],
-                    "measured": value,
-                    "se": None if match is None else match.get(f"{quantity}_se"),
-                    "difference": None if value is None else value - row[quantity],
-                }
-            )
+            value, se = (None, None) if match is None else (match.get(quantity), match.get(f"{quantity}_se"))
+            found.append(_entry(row, quantity, row[quantity], value, se))
     return found
 
 

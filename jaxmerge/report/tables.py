@@ -109,6 +109,23 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def published_columns(paper: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of published values beside measured ones (see ``report/published.py``)."""
+    cells = []
+    for entry in paper["entries"]:
+        eta, difference = entry["eta"], entry["difference"]
+        cells.append(
+            [
+                entry["model"] if eta is None else f"{entry['model']}, η = {eta}",
+                " ".join(filter(None, (entry["quantity"], entry["sampler"]))),
+                plain_cell(entry["published"]),
+                with_error(entry["measured"], entry["se"]),
+                "–" if difference is None else f"{difference:+.3g}",
+            ]
+        )
+    return ["model", "quantity", "published", "measured here", "measured minus published"], cells
+
+
 def plain_cell(value: Any) -> str:
     """Any value in a cell."""
     if value is None:
@@ -141,16 +158,26 @@ def main_table(results: dict[str, Any]) -> str:
     return html_table(header, cells, {i for i, line in enumerate(cells) if line and line[0].endswith("★")})
 
 
+def print_table(title: str, header: list[str], cells: list[list[str]], console: Console) -> None:
+    """A table on the terminal; lines with a star in bold."""
+    table = Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for line in cells:
+        table.add_row(*line, style="bold" if line[0].endswith("★") else None)
+    console.print(table)
+
+
 def print_summary(results: dict[str, Any], console: Console) -> None:
-    """The main table and the finding on the terminal."""
+    """The main table, published numbers if the run has any, and the finding on the terminal."""
     header, cells = columns(results)
     if cells:
-        table = Table(title=results.get("title") or results.get("name"))
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for line in cells:
-            table.add_row(*line, style="bold" if line[0].endswith("★") else None)
-        console.print(table)
+        print_table(results.get("title") or results.get("name"), header, cells, console)
         if any(line[0].endswith("★") for line in cells):
             console.print("★ proposed from training and validation images", highlight=False)
+    paper = results.get("published")
+    if paper:
+        title = f"Beside table {paper['table']} of {paper['source']}, {paper['data']}"
+        print_table(title, *published_columns(paper), console)
+        console.print(paper["note"], highlight=False, markup=False, soft_wrap=True)
     console.print(results.get("finding", ""), highlight=False, markup=False, soft_wrap=True)

@@ -45,13 +45,13 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
         asked = config.report
         # Numbers of another data set stand beside no measurement.
         comparable = table if config.data.name == asked.published_data else []
-        results["published"] = {
-            "table": asked.published,
-            "data": asked.published_data,
-            "source": published.tables()["source"],
-            "entries": published.beside(comparable, asked.published, asked.published_data),
-            "note": asked.published_note,
-        }
+        entries = published.beside(comparable, asked.published, asked.published_data)
+        paper = {"table": asked.published, "data": asked.published_data, "note": asked.published_note}
+        results["published"] = paper | {"source": published.tables()["source"], "entries": entries}
+    if config.report.diagram:
+        ends = {"gamma_low": setup.high.gamma_range[0], "gamma_high": setup.low.gamma_range[1]}
+        eta = setup.gamma(measured["chosen_eta"])
+        results["diagram"] = {"gamma_range": results["gamma_range"], "gamma_eta": eta, **ends}
     return results, pictures(setup, measured, config.report.columns)
 
 
@@ -98,6 +98,9 @@ def likelihood_of(measured, key: str) -> Likelihood | None:
 def rows(config, measured) -> list[dict[str, Any]]:
     """One row per model and sampler; a model's likelihood stands in each of its rows."""
     table, split = [], {"split": config.data.test_split}
+    drawn = any(name.startswith("samples_") for name in measured.get("samples", {}))
+    if not drawn and not {"likelihood", "bound"} & measured.keys():
+        return []
     for sampler in config.sampling.sampler:
         for model, eta, key in models(measured):
             scores = list(sample_scores(measured, sampler, eta, key).values())
@@ -108,7 +111,7 @@ def rows(config, measured) -> list[dict[str, Any]]:
             table.append(
                 {"model": model, "eta": eta}
                 | figures
-                | bound_figures(measured, key)
+                | bound_figures(measured, key, config.bound.groups)
                 | sampling_figures(sampler, scores)
                 | split
             )
@@ -141,13 +144,17 @@ def bound_terms(measured, key: str) -> np.ndarray | None:
     return bound[key] if key in ("VDM", "EDM") else bound["merged"][key.removeprefix("eta_")]
 
 
-def bound_figures(measured, key: str) -> dict[str, float]:
-    """The bound's columns."""
+def bound_figures(measured, key: str, groups: int) -> dict[str, float]:
+    """The bound's columns; with groups also the standard deviation of the groups' means."""
     found = bound_terms(measured, key)
     if found is None:
         return {}
     total = found.sum(-1)
-    return {"vlb": float(total.mean()), "vlb_se": float(total.std(ddof=1) / math.sqrt(len(total)))}
+    figures = {"vlb": float(total.mean()), "vlb_se": float(total.std(ddof=1) / math.sqrt(len(total)))}
+    if groups > 1:
+        means = [part.mean() for part in np.array_split(total, groups)]
+        figures["vlb_std_of_groups"] = float(np.std(means, ddof=1))
+    return figures
 
 
 def sample_scores(measured, sampler: str, eta: float | None, key: str) -> dict[str, dict[str, float]]:

@@ -1,0 +1,23 @@
+"""Figure 1: the method.
+
+    python main.py --config configs/paper/figure1.py            CIFAR-10 experts, seconds
+    python main.py --config configs/paper/figure1.py:digits     shipped experts, seconds
+
+A diagram: which expert answers at which noise level, drawn from the experts' own ranges and the threshold
+0.3. Nothing is measured.
+"""
+
+from configs.paper import common
+
+
+def get_config(variant: str = ""):
+    """The diagram of the method.
+
+    Raises:
+        ValueError: another variant than "", "imagenet32" and "digits".
+    """
+    config = common.experiment(variant, "figure1")
+    common.only(config)
+    config.merge.etas = (0.3,)
+    config.report.diagram = True
+    return config

@@ -1,0 +1,25 @@
+"""Figure 3: samples from the same noise at every threshold.
+
+    python main.py --config configs/paper/figure3.py            CIFAR-10, one accelerator, minutes
+    python main.py --config configs/paper/figure3.py:digits     embedded digits, two CPU cores, a few minutes
+
+The figure samples.png of the run: a column starts from the same noise in every row. The paper shows pictures,
+no numbers.
+"""
+
+from configs.paper import common
+
+
+def get_config(variant: str = ""):
+    """Samples of both experts and of merges from common noise.
+
+    Raises:
+        ValueError: another variant than "", "imagenet32" and "digits".
+    """
+    config = common.experiment(variant, "figure3")
+    common.only(config, "samples")
+    config.metric.kind = "none"
+    config.sampling.sampler = ("ode",)
+    config.sampling.n_samples = config.sampling.n_samples_other = 24
+    config.sampling.seeds = config.sampling.seeds_other = 1
+    return config

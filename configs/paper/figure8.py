@@ -1,0 +1,19 @@
+"""Figure 8: free samples of the EDM.
+
+    python main.py --config configs/paper/figure8.py            CIFAR-10, one accelerator, minutes
+    python main.py --config configs/paper/figure8.py:digits     embedded digits, two CPU cores, a minute
+
+The figure samples.png of the run, by the probability-flow ODE. The paper shows pictures, no numbers.
+"""
+
+from configs.paper import common
+
+
+def get_config(variant: str = ""):
+    """Samples of the EDM.
+
+    Raises:
+        ValueError: another variant than "", "imagenet32" and "digits".
+    """
+    config = common.samples_only(variant, "figure8", "high")
+    return config

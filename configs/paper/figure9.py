@@ -1,0 +1,19 @@
+"""Figure 9: free samples of the VDM.
+
+    python main.py --config configs/paper/figure9.py            CIFAR-10, one accelerator, minutes
+    python main.py --config configs/paper/figure9.py:digits     embedded digits, two CPU cores, a minute
+
+The figure samples.png of the run, by the probability-flow ODE. The paper shows pictures, no numbers.
+"""
+
+from configs.paper import common
+
+
+def get_config(variant: str = ""):
+    """Samples of the VDM.
+
+    Raises:
+        ValueError: another variant than "", "imagenet32" and "digits".
+    """
+    config = common.samples_only(variant, "figure9", "low")
+    return config
