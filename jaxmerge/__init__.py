@@ -24,6 +24,9 @@ _NAMES = {
     "Switch": "merge",
     "Mixture": "merge",
     "eta_range": "merge",
+    "Gate": "gate.network",
+    "Gated": "gate.gated",
+    "share_trunk": "experts.adapters",
     "PixelScale": "noise",
     "FixedGrid": "probability_flow",
     "MultistepGrid": "probability_flow",
@@ -43,7 +46,7 @@ _NAMES = {
     "sweep_samples": "sweeps",
 }
 _ROOMS = (
-    *("noise", "parallel", "checkpoint", "experts", "merge", "decoder", "dequantize"),
+    *("noise", "parallel", "checkpoint", "experts", "merge", "gate", "decoder", "dequantize"),
     *("multistep", "probability_flow", "likelihood", "sampling", "vlb", "thresholds", "sweeps", "data", "metrics"),
 )
 

@@ -100,3 +100,64 @@ def map_batches(
     return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
 
+# Training: one step on one batch that is cut over the devices.
+
+_AXIS = "devices"
+
+
+def _everywhere() -> jax.sharding.Sharding:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (_AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def on_all_devices(tree: Any) -> Any:
+    """A whole copy of every array on each device, where a `training_program` wants what does not change."""
+    return jax.device_put(tree, _everywhere())
+
+
+def training_program(step: Callable[..., Any], replicated: int) -> Callable[..., Any]:
+    """``step(*replicated, batch)`` on all local devices, each with its part of the batch.
+
+    Args:
+        step: gets whole copies of its first arguments; it averages what it returns by `mean_over_devices`,
+            so that every device returns the same. Its first argument's buffers are given up.
+        replicated: the number of arguments before the batch.
+
+    Returns:
+        A function of the same arguments whose batch is a pytree of host arrays [B, ...].
+
+    Raises:
+        ValueError: (when called) a batch that the devices cannot share evenly.
+    """
+    axes = (None,) * replicated + (0,)
+    program = jax.pmap(step, axis_name=_AXIS, in_axes=axes, out_axes=None, donate_argnums=0)
+    devices = device_count()
+
+    def cut(array):
+        array = np.asarray(array)
+        if len(array) % devices:
+            raise ValueError(
+                f"a batch of {len(array)} images cannot be shared evenly by {devices} devices; choose a multiple."
+            )
+        return array.reshape(devices, -1, *array.shape[1:])
+
+    everywhere = _everywhere()
+
+    def place(leaf):
+        # An array in another place would be copied at every step, and compile the program once more.
+        return leaf if getattr(leaf, "sharding", None) == everywhere else jax.device_put(leaf, everywhere)
+
+    def run(*arguments):
+        return program(*jax.tree.map(place, arguments[:-1]), jax.tree.map(cut, arguments[-1]))
+
+    return run
+
+
+def mean_over_devices(tree: Any) -> Any:
+    """Inside a `training_program`: the mean over devices of every array, the same on each."""
+    return jax.lax.pmean(tree, _AXIS)
+
+
+def device_number() -> jax.Array:
+    """Inside a `training_program`: this device's number."""
+    return jax.lax.axis_index(_AXIS)

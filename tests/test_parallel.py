@@ -120,3 +120,29 @@ def test_nothing_to_do_is_refused(count, batch_size):
 def test_devices_are_described():
     assert parallel.describe_devices().startswith(f"{jax.local_device_count()} x ")
     assert parallel.describe_devices().endswith("(cpu)")
+
+
+# Training steps
+
+
+def test_a_training_program_compiles_once_though_its_state_starts_elsewhere():
+    compiled = []
+
+    def step(state, rate, batch):
+        compiled.append(1)
+        return jax.tree.map(lambda s: s + rate * parallel.mean_over_devices(jnp.mean(batch)), state)
+
+    program = parallel.training_program(step, 2)
+    state, rate = {"a": jnp.zeros(3), "b": np.ones(2, np.float32)}, jnp.float32(2.0)
+    for _ in range(3):
+        state = program(state, rate, np.arange(8.0, dtype=np.float32))
+        state["b"] = jnp.asarray(np.asarray(state["b"]))
+    assert len(compiled) == 1
+    np.testing.assert_allclose(state["a"], 3 * 2 * 3.5)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(parallel, "device_count", lambda: 3)
+    program = parallel.training_program(lambda state, batch: state, 1)
+    with pytest.raises(ValueError, match="a batch of 4 images cannot be shared evenly by 3 devices"):
+        program(jnp.zeros(()), np.zeros(4))

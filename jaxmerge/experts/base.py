@@ -113,7 +113,7 @@ class Expert(abc.ABC):
         return rows_of(labels, self.classes, count)
 
     def of_image(self, index: Int[Array, ""]) -> "Expert":
-        """This expert for image `index` of its batch: its label where there is one per image."""
+        """This expert for image `index` of its batch (or images, [N]): their labels where each has one."""
         return self
 
     def denoise(self, z: Float[Array, "B H W C"], gamma) -> Float[Array, "B H W C"]:

@@ -35,7 +35,7 @@ from jaxmerge import checkpoint
 from jaxmerge.data import Dataset
 from jaxmerge.experts.base import Expert
 from jaxmerge.progress import Progress
-from jaxmerge.training.step import LossFn, TrainState, batch_indices, initial_state, train_step
+from jaxmerge.training.step import LossFn, StepFn, TrainState, batch_indices, initial_state, train_step
 from jaxmerge.training.tables import Table, read
 
 KEPT_CHECKPOINTS = 2
@@ -120,12 +120,66 @@ def train(
             longer finite.
         Interrupted: Ctrl-C or SIGTERM came; the state is saved and the same call continues.
     """
+
+    def step(state, done, key):
+        images = dataset.read(batch_indices(seed, done, len(dataset), batch_size))
+        state, loss = train_step(state, images, key, ema_decay, loss_fn=loss_fn, optimizer=optimizer)
+        return state, {"loss": loss}
+
+    return train_by(
+        step,
+        initial_state(expert, optimizer),
+        dataset,
+        steps=steps,
+        workdir=workdir,
+        seed=seed,
+        save_every=save_every,
+        eval_every=eval_every,
+        evaluate=evaluate,
+        monitor=monitor,
+        on_eval=on_eval,
+        settings={"batch_size": batch_size, "ema_decay": ema_decay, **(settings or {})},
+        progress=progress,
+        log=log,
+    )
+
+
+def train_by(
+    step: StepFn,
+    state: TrainState,
+    dataset: Dataset,
+    *,
+    steps: int,
+    workdir: str | os.PathLike,
+    seed: int = 0,
+    save_every: int = 1000,
+    eval_every: int = 500,
+    evaluate: Callable[[Any], dict[str, float]],
+    monitor: str = "loss",
+    on_eval: Callable[[int, Any], None] | None = None,
+    on_losses: Callable[[list[dict[str, float]]], None] | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: Callable | None = None,
+    log: Callable[[str], None] = print,
+) -> TrainResult:
+    """`train` for any kind of step: it chooses its own batch and reports its own figures.
+
+    Args:
+        step: ``step(state, done, key)`` returns the next state and scalar figures with "loss" among them, the
+            same names at every step. It must follow from its arguments alone.
+        state: the state before the first step; a continued run only takes its structure.
+        dataset: training images, for the record.
+        on_losses: called with the rows of ``losses.csv`` as they are written.
+        steps, workdir, seed, save_every, eval_every, evaluate, monitor, on_eval, settings, progress, log: as
+            in `train`.
+
+    Raises:
+        ValueError, Interrupted: as `train`.
+    """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     identity = {
         "steps": steps,
-        "batch_size": batch_size,
-        "ema_decay": ema_decay,
         "seed": seed,
         "eval_every": eval_every,
         "monitor": monitor,
@@ -137,7 +191,7 @@ def train(
         },
         **(settings or {}),
     }
-    state = _restore(workdir, initial_state(expert, optimizer), identity)
+    state = _restore(workdir, state, identity)
     done = int(state.step)
     losses = Table(workdir / "losses.csv", last_step=done)
     validation = Table(workdir / "validation.csv", last_step=done)
@@ -156,23 +210,22 @@ def train(
 
     key = jax.random.key(seed)
     progress = progress or Progress(Console()).task
-    pending: list[tuple[int, jax.Array]] = []
+    pending: list[tuple[int, dict[str, jax.Array]]] = []
     with _stop_requests() as stop, progress(steps - done, "training", "steps") as advance:
         while done < steps:
-            images = dataset.images[batch_indices(seed, done, len(dataset), batch_size)]
-            state, loss = train_step(state, images, key, ema_decay, loss_fn=loss_fn, optimizer=optimizer)
+            state, figures = step(state, done, key)
             done += 1
-            pending.append((done, loss))
+            pending.append((done, figures))
             evaluating = done % eval_every == 0 or done == steps
             if evaluating or len(pending) == FLUSH_EVERY:
                 advance(len(pending))
-                mean_loss = _flush(losses, pending)
+                mean_loss = _flush(losses, pending, on_losses)
             if evaluating:
                 state = evaluated(state, mean_loss)
             stopping = stop.is_set() and done < steps
             if stopping or done % save_every == 0 or done == steps:
                 advance(len(pending))
-                _flush(losses, pending)
+                _flush(losses, pending, on_losses)
                 _save(workdir, state, identity)
             if stopping:
                 message = f"stopped after step {done} of {steps}; give the same command again to continue."
@@ -195,11 +248,13 @@ def _evaluate(state: TrainState, evaluate, monitor: str) -> tuple[TrainState, di
     return state, figures
 
 
-def _flush(losses: Table, pending: list[tuple[int, jax.Array]]) -> float:
+def _flush(losses: Table, pending: list[tuple[int, dict[str, jax.Array]]], on_losses) -> float:
     # Losses are fetched together, so that the device does not wait for Python in every step.
-    rows = [{"step": step, "loss": float(loss)} for step, loss in pending]
+    rows = [{"step": step, **{name: float(v) for name, v in figures.items()}} for step, figures in pending]
     pending.clear()
     losses.append(rows)
+    if on_losses is not None and rows:
+        on_losses(rows)
     bad = [row["step"] for row in rows if not np.isfinite(row["loss"])]
     if bad:
         raise ValueError(

@@ -44,6 +44,9 @@ class TrainState:
     best_step: Int[Array | np.ndarray, ""]
 
 
+StepFn = Callable[[TrainState, int, Key[Array, ""]], tuple[TrainState, dict[str, Float[Array, ""]]]]
+
+
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer"), donate_argnames="state")
 def train_step(
     state: TrainState,

@@ -1,0 +1,231 @@
+"""From experts and a fresh gate to a trained mixture.
+
+Two ways: experts frozen and the gate alone trained ("plug and play"), or all of it in two phases, a
+warm-up of every expert on its own slice of the data and then joint training with the gate.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from jaxmerge.data import Dataset
+from jaxmerge.gate.gated import Gated
+from jaxmerge.gate.measure import Measured, measure
+from jaxmerge.noise import PixelScale
+from jaxmerge.training import gate_objective, gate_step
+from jaxmerge.training.gate_objective import PENALTIES, Penalties
+from jaxmerge.training.gate_parts import join, split
+from jaxmerge.training.loop import train_by
+from jaxmerge.training.optimizer import make_optimizer
+from jaxmerge.training.step import initial_state
+
+CLIP = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GateResult:
+    """What a finished training hands over.
+
+    Attributes:
+        gated: the mixture with the best EMA weights.
+        last: with those of the last step.
+        record: plain figures, as in `loop.TrainResult`.
+    """
+
+    gated: Gated
+    last: Gated
+    record: dict[str, Any]
+
+
+def figures_of(measured: Measured, members: Bool[np.ndarray, "N K"] | None = None) -> dict[str, float]:
+    """Scalars of a `Measured`, for tables: bound, entropy, usage, and per slice accuracy and bound."""
+    bpd, se = measured.diffusion_bpd()
+    flat = {"diffusion_bpd": bpd, "diffusion_bpd_se": se, "entropy": measured.entropy()}
+    flat["effective_experts"] = float(np.exp(flat["entropy"]))
+    several = {"usage": measured.usage(), "expert": measured.expert_bpd()}
+    if members is not None:
+        several |= {"accuracy": measured.slice_accuracy(members), "slice": measured.bpd_by_slice(members)}
+    for name, values in several.items():
+        flat |= {f"{name}_{k}": float(v) for k, v in enumerate(values)}
+    return flat
+
+
+def gate_validator(
+    frozen: Gated,
+    data: Dataset,
+    *,
+    members: Bool[np.ndarray, "N K"] | None = None,
+    seed: int = 0,
+    repeats: int = 8,
+    log: Callable[[str], None] = print,
+) -> Callable[[Gated], dict[str, float]]:
+    """A function from the trained parts to figures on `data`, from the same noise at every call.
+
+    The best weights are chosen by "diffusion_bpd": the penalties have no part in it. A collapsed gate is
+    reported to `log`.
+    """
+    key = jax.random.key(seed)
+    scale = PixelScale(data.levels)
+
+    def evaluate(trained: Gated) -> dict[str, float]:
+        gated = join(trained, frozen)
+        measured = measure(gated, data.images, key=key, index=data.index, repeats=repeats, scale=scale)
+        warning = measured.collapse_warning()
+        if warning:
+            log(warning)
+        return figures_of(measured, members)
+
+    return evaluate
+
+
+def train_gated(
+    gated: Gated,
+    data: Dataset,
+    validation: Dataset,
+    *,
+    workdir: str | os.PathLike,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    parts: str = "gate",
+    penalties: Penalties = PENALTIES,
+    members: Bool[np.ndarray, "N K"] | None = None,
+    validation_members: Bool[np.ndarray, "N K"] | None = None,
+    warm_fraction: float = 0.0,
+    bias_rate: float = 0.0,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip: float = CLIP,
+    b2: float = 0.99,
+    ema_decay: float = 0.999,
+    seed: int = 0,
+    save_every: int = 1000,
+    eval_every: int = 500,
+    repeats: int = 8,
+    on_eval: Callable[[int, Gated], None] | None = None,
+    on_losses: Callable[[list[dict[str, float]]], None] | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: Callable | None = None,
+    log: Callable[[str], None] = print,
+) -> GateResult:
+    """Trains a gate, with or without its experts, or continues the training that `workdir` holds.
+
+    Args:
+        gated: the mixture with a fresh gate; with `top_k` its choice is part of the objective.
+        data, validation: training images, and those that choose the best weights.
+        steps, batch_size, workdir, ema_decay, seed, save_every, eval_every, progress, log: see `loop.train`; the
+            devices must be able to share a batch evenly.
+        learning_rate, warmup_steps, weight_decay, clip, b2: see `make_optimizer`; gradients are averaged over
+            devices before they are clipped.
+        parts: "gate", "adapters" or "all", see `gate_parts.split`.
+        penalties: their weights.
+        members, validation_members: which images belong to slice k; needed for a warm-up or an alignment.
+        warm_fraction: share of the steps in which every expert trains on its own slice (with `parts` other
+            than "gate").
+        bias_rate: step of the bias that balances a top-k choice without a penalty; 0 leaves it alone.
+        repeats: noise draws per validation image.
+        on_eval: called after each evaluation with the steps done and the EMA mixture.
+        on_losses: called with the rows of ``losses.csv`` as they are written.
+        settings: what else makes this another run, plain JSON.
+
+    Returns:
+        The mixture with the best weights, that of the last step, and the record.
+
+    Raises:
+        ValueError: see `loop.train`; or a schedule, slices or a balancing that do not fit the mixture.
+    """
+    members = _checked(gated, data, members, penalties, parts, warm_fraction, bias_rate, batch_size)
+    trained, frozen = split(gated, parts)
+    optimizer_settings = dict(
+        learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, clip=clip, b2=b2
+    )
+    optimizer = make_optimizer(steps=steps, **optimizer_settings)
+    program = functools.partial(
+        gate_step.make_program, optimizer=optimizer, ema_decay=ema_decay, dropout=parts != "gate"
+    )
+    common = dict(total=batch_size, scale=PixelScale(data.levels), penalties=penalties)
+    joint = functools.partial(gate_objective.mixture_loss, **common)
+    warm = functools.partial(gate_objective.warm_loss, **common)
+    warm_steps = round(warm_fraction * steps)
+    slices = gate_step.check_slices(members, len(gated.experts)) if warm_steps else []
+
+    def batches(done: int):
+        chosen = dict(seed=seed, step=done, size=batch_size)
+        if done < warm_steps:
+            return gate_step.warm_batch(data, members, slices, **chosen)
+        return gate_step.joint_batch(data, members, **chosen)
+
+    result = train_by(
+        gate_step.two_phases(
+            program(warm, bias_rate=0.0),
+            program(joint, bias_rate=bias_rate),
+            frozen,
+            warm_steps=warm_steps,
+            batches=batches,
+        ),
+        initial_state(trained, optimizer),
+        data,
+        steps=steps,
+        workdir=workdir,
+        seed=seed,
+        save_every=save_every,
+        eval_every=eval_every,
+        evaluate=gate_validator(
+            frozen, validation, members=validation_members, seed=seed, repeats=repeats, log=log
+        ),
+        monitor="diffusion_bpd",
+        on_eval=None if on_eval is None else lambda done, ema: on_eval(done, join(ema, frozen)),
+        on_losses=on_losses,
+        settings={
+            "batch_size": batch_size,
+            "ema_decay": ema_decay,
+            **optimizer_settings,
+            "parts": parts,
+            "penalties": dataclasses.asdict(penalties),
+            "warm_fraction": warm_fraction,
+            "bias_rate": bias_rate,
+            "top_k": gated.top_k,
+            **(settings or {}),
+        },
+        progress=progress,
+        log=log,
+    )
+    return GateResult(join(result.expert, frozen), join(result.last, frozen), result.record)
+
+
+def _checked(
+    gated, data, members, penalties, parts, warm_fraction, bias_rate, batch_size
+) -> Bool[np.ndarray, "N K"]:
+    """The slices (none of them, where there are none), after everything that can be refused beforehand."""
+    count = len(gated.experts)
+    if not 0 <= warm_fraction < 1:
+        raise ValueError(f"warm_fraction must be at least 0 and less than 1, got {warm_fraction}.")
+    if warm_fraction and parts == "gate":
+        raise ValueError(
+            "a warm-up trains experts, but only the gate is trained; set warm_fraction=0 or train 'all'."
+        )
+    if warm_fraction and batch_size % count:
+        raise ValueError(
+            f"a warm-up needs a batch size that {count} experts can share evenly, got {batch_size}."
+        )
+    if bias_rate and (gated.top_k is None or gated.top_k >= count):
+        raise ValueError(
+            "the balancing bias acts on the choice of the top k experts, a dense mixture has no choice; set top_k "
+            "below the number of experts, or balance by the load penalty."
+        )
+    if members is None:
+        if warm_fraction or penalties.align:
+            raise ValueError("a warm-up and an alignment need slices; pass members= for the training images.")
+        return np.zeros((len(data), count), bool)
+    members = np.asarray(members, bool)
+    if members.shape != (len(data), count):
+        raise ValueError(
+            f"members must have the shape [{len(data)} images, {count} experts], got {list(members.shape)}."
+        )
+    return members

@@ -1,0 +1,239 @@
+"""Training a gated mixture: objective against closed forms, parts, schedule, resume, devices."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmerge.data import digits
+from jaxmerge.gate.gated import Gated
+from jaxmerge.gate.network import FixedGate
+from jaxmerge.noise import PixelScale
+from jaxmerge.training import gate_objective, gate_recipe, gate_step
+from jaxmerge.training.gate_objective import Batch, Penalties
+from jaxmerge.training.tables import read
+from tests import toys
+from tests.gate_on_devices import BATCH, COUNT, members, mixture
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCALE = PixelScale(17)
+KEY = jax.random.key(3)
+TRAIN, VALIDATION = digits.load("train").take(64), digits.load("validation").take(20)
+
+
+def batch(size=32):
+    return Batch(jnp.asarray(TRAIN.images[:size]), jnp.arange(size), members(TRAIN)[:size].astype(np.float32))
+
+
+@jax.jit
+def plain_loss(gated):
+    return gate_objective.mixture_loss(gated, batch(), KEY, total=32, scale=SCALE, train=False)
+
+
+# --- objective ---------------------------------------------------------------------------------------
+
+
+def zero_and_one(weights):
+    """eps_hat = 0 and eps_hat = z, both without the level's part, mixed in fixed proportions."""
+    experts = [toys.Recorder(0.0), toys.Recorder(1.0)]
+    return Gated(experts, FixedGate.of_weights(weights))
+
+
+def test_the_loss_of_a_fixed_gate_is_nll_plus_its_penalties_in_closed_form():
+    weights = np.array([0.7, 0.3])
+    loss, figures = plain_loss(zero_and_one(weights))
+    load = 2 * (0.2**2 + 0.2**2)
+    entropy = -np.sum(weights * np.log(weights))
+    assert float(figures["load"]) == pytest.approx(load, rel=1e-5)
+    assert float(figures["entropy"]) == pytest.approx(entropy, rel=1e-5)
+    assert float(loss) == pytest.approx(float(figures["nll"]) + 0.1 * load - 0.01 * entropy, rel=1e-6)
+    np.testing.assert_allclose(figures["usage"], weights, atol=1e-6)
+    np.testing.assert_allclose(
+        figures["align"], -0.5 * np.log(weights).sum(), rtol=1e-5
+    )  # labels alternate evenly
+    # One expert alone has its own error.
+    _, alone = plain_loss(zero_and_one(np.array([1.0, 0.0])))
+    assert float(alone["nll"]) == pytest.approx(float(figures["expert"][0]), rel=1e-5)
+
+
+def test_experts_are_judged_over_the_levels_at_which_they_answer():
+    experts = [toys.Recorder(0.4, gamma_range=toys.LOW), toys.Recorder(0.9, gamma_range=toys.HIGH)]
+    _, figures = plain_loss(Gated(experts, FixedGate(jnp.zeros(2))))
+    alone = [plain_loss(Gated([e], FixedGate(jnp.zeros(1))))[1]["nll"] for e in experts]
+    spans = [e.gamma_range[1] - e.gamma_range[0] for e in experts]
+    whole = toys.MERGED[1] - toys.MERGED[0]
+    # Their own range's bound, rescaled to the whole range; 32 noise draws of 64 pixels each.
+    for k in range(2):
+        assert float(figures["expert"][k]) == pytest.approx(float(alone[k]) * whole / spans[k], rel=0.15)
+
+
+def test_shares_of_a_choice_differ_from_the_weights():
+    _, figures = plain_loss(
+        Gated(zero_and_one([0.7, 0.3]).experts, FixedGate.of_weights([0.7, 0.3]), top_k=1)
+    )
+    np.testing.assert_allclose(figures["usage"], [0.7, 0.3], atol=1e-6)
+    np.testing.assert_allclose(figures["share"], [1, 0])
+
+
+# --- batches -----------------------------------------------------------------------------------------
+
+
+def test_warm_batches_take_turns_between_the_slices_and_show_all_of_their_images():
+    slices = gate_step.check_slices(members(TRAIN), COUNT)
+    seen = []
+    for step in range(8):
+        warm = gate_step.warm_batch(TRAIN, members(TRAIN), slices, seed=1, step=step, size=8)
+        np.testing.assert_array_equal(warm.members.argmax(1), np.arange(8) % COUNT)
+        np.testing.assert_array_equal(warm.rows, np.arange(8))
+        seen += [warm.images[0::2]]
+    found = {image.tobytes() for image in np.concatenate(seen)}
+    assert found == {image.tobytes() for image in TRAIN.images[slices[0]]}
+
+
+def test_slices_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="one slice per expert, got slices of the shape"):
+        gate_step.check_slices(members(TRAIN), 3)
+    with pytest.raises(ValueError, match="slice 1 has no training images"):
+        gate_step.check_slices(np.array([[True, False]] * 4), 2)
+
+
+# --- the recipe --------------------------------------------------------------------------------------
+
+
+def train(workdir, gated=None, **changes):
+    arguments = dict(
+        steps=12,
+        batch_size=BATCH,
+        learning_rate=0.05,
+        save_every=5,
+        eval_every=6,
+        repeats=2,
+        seed=1,
+        log=lambda line: None,
+    )
+    return gate_recipe.train_gated(
+        gated or mixture(), TRAIN, VALIDATION, workdir=workdir, **(arguments | changes)
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+FIXED = zero_and_one([0.6, 0.4])
+TWO_PHASES = dict(
+    parts="all", members=members(TRAIN), validation_members=members(VALIDATION), warm_fraction=0.5
+)
+
+
+def killed_here(done, gated):
+    raise Killed
+
+
+def assert_same_run(first, second, workdir, other):
+    assert read(other / "losses.csv") == read(workdir / "losses.csv")
+    for a, b in zip(jax.tree.leaves(second.gated), jax.tree.leaves(first.gated), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_killed_run_of_the_gate_resumes_with_the_same_losses(tmp_path):
+    whole = train(tmp_path / "whole", FIXED)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", FIXED, on_eval=killed_here)
+    assert len(read(tmp_path / "killed" / "losses.csv")) == 6  # the last checkpoint is from step 5
+    assert_same_run(whole, train(tmp_path / "killed", FIXED), tmp_path / "whole", tmp_path / "killed")
+    assert whole.record == json.loads(json.dumps(whole.record)) and whole.record["parts"] == "gate"
+
+
+@pytest.mark.slow
+def test_two_phases_train_experts_then_all_and_resume_with_the_same_losses(tmp_path):
+    seen, rows = [], []
+
+    def after_the_warm_up(done, gated):
+        # Copies: the next step gives its state's buffers up.
+        seen.append(jax.tree.map(np.asarray, gated))
+
+    whole = train(tmp_path / "whole", on_eval=after_the_warm_up, on_losses=rows.extend, **TWO_PHASES)
+    slope = [[float(e.slope) for e in g.experts] for g in (mixture(), *seen)]
+    assert slope[0] != slope[1] != slope[2]
+    before, warm, last = (np.asarray(g.gate.dense1.kernel[...]) for g in (mixture(), *seen))
+    np.testing.assert_allclose(warm, before, atol=1e-6)  # without alignment, phase 1 leaves the gate alone
+    assert np.abs(last - before).max() > 1e-3
+    losses = read(tmp_path / "whole" / "losses.csv")
+    assert [float(row["load"]) > 0 for row in losses] == [False] * 6 + [True] * 6
+    assert len(rows) == 12 and rows[3]["nll"] == float(losses[3]["nll"])
+    validation = read(tmp_path / "whole" / "validation.csv")
+    assert {"diffusion_bpd", "entropy", "usage_1", "expert_0", "accuracy_0", "slice_1"} <= set(validation[0])
+    assert whole.record["warm_fraction"] == 0.5
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", on_eval=killed_here, **TWO_PHASES)
+    assert_same_run(whole, train(tmp_path / "killed", **TWO_PHASES), tmp_path / "whole", tmp_path / "killed")
+
+
+def test_frozen_experts_stay_as_they_are_and_only_the_gate_is_stored(tmp_path):
+    result = train(tmp_path, FIXED, steps=4)
+    assert [float(e.slope) for e in result.last.experts] == [0, 1]
+    assert np.abs(result.last.gate.logits - FIXED.gate.logits).max() > 1e-3
+    assert not list((tmp_path / "checkpoints").rglob("*slope*"))
+    assert result.last.bias.tolist() == [0, 0]
+
+
+def test_balancing_bias_moves_against_the_share_of_the_choice(tmp_path):
+    gated = zero_and_one([0.9, 0.1]).but(top_k=1)
+    result = train(tmp_path, gated, steps=3, eval_every=3, learning_rate=1e-6, bias_rate=0.1)
+    np.testing.assert_allclose(result.last.bias[0], -result.last.bias[1])
+    trained = read(tmp_path / "losses.csv")
+    assert [float(r["share_0"]) for r in trained] == [1, 1, 1]
+    assert float(result.last.bias[0]) < -0.1  # an EMA of -0.1, -0.2, -0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(warm_fraction=1.0), "less than 1, got 1.0"),
+        (dict(warm_fraction=0.5), "only the gate is trained"),
+        (dict(warm_fraction=0.5, parts="all"), "need slices"),
+        (dict(warm_fraction=0.5, parts="all", batch_size=15), "2 experts can share evenly, got 15"),
+        (dict(penalties=Penalties(align=1.0)), "need slices; pass members="),
+        (dict(bias_rate=0.1), "a dense mixture has no choice"),
+        (
+            dict(members=np.zeros((3, 2))),
+            r"members must have the shape \[64 images, 2 experts\], got \[3, 2\]",
+        ),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **changes)
+
+
+# --- devices -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_gradients_on_one_two_and_eight_devices_agree(tmp_path):
+    outs = {n: tmp_path / f"{n}.npz" for n in (1, 2, 8)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.gate_on_devices", str(n), str(out)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n, out in outs.items()
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors
+    one, *others = (dict(np.load(out)) for out in outs.values())
+    assert len(one) > 30 and np.abs(one["gate[0]"]) > 0.1
+    moving = [name for name, value in one.items() if "[2]" in name and np.abs(value).max() > 1e-3]
+    assert len(moving) > 12
+    for other in others:
+        for name, value in one.items():
+            np.testing.assert_allclose(other[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
