@@ -120,9 +120,10 @@ def convert(arguments: argparse.Namespace) -> None:
         print(f"  SHA-256    {record['source']['sha256']}\n  licence    {record['licence']}")
         return
     contents = readers.read(path)
-    from checkpoints_convert import (
-        convert as steps,  # after the file is known to be good: JAX takes time to import
-    )
+    # After the file is known to be good: JAX takes time to import.
+    import jax
+
+    from checkpoints_convert import convert as steps
 
     options = steps.Options(arguments.kind, arguments.weights, arguments.config, arguments.size)
     loaded = steps.load(path, contents, options, entry)
@@ -130,7 +131,9 @@ def convert(arguments: argparse.Namespace) -> None:
     warnings: tuple[str, ...] = ()
     verdict = "skipped"
     if not arguments.no_check:
+        loaded = steps.placed(loaded)
         found = steps.check(loaded, path, options)
+        jax.clear_caches()  # the compiled check is as large as the weights, which are still to be written
         verdict = "passed; features are finite and of the usual scale" if found is None else found.summary()
         warnings = () if found is None else found.warnings
         loaded.record["self_check"] = {"summary": verdict, "warnings": list(warnings)}

@@ -87,6 +87,11 @@ def _owned(net: nnx.Module) -> nnx.Module:
     return jax.tree.map(lambda a: a if a.flags.writeable else a.copy(), net)
 
 
+def placed(loaded: Loaded) -> Loaded:
+    """The same with its network on the device, for the self-check; the caller lets go of the copy on the host."""
+    return loaded._replace(net=jax.device_put(loaded.net))
+
+
 @contextlib.contextmanager
 def _named(path: pathlib.Path) -> Iterator[None]:
     try:
@@ -206,7 +211,7 @@ def labelled(expert: Expert) -> Expert:
 
 def _check_inception(net: nnx.Module) -> None:
     images = np.rint(255 * arrival.smooth_images((32, 32, 3), 2)).astype(np.uint8)
-    pooled = np.asarray(inception.features(jax.device_put(net), images, batch_size=2).pool)
+    pooled = np.asarray(inception.features(net, images, batch_size=2).pool)
     if not np.isfinite(pooled).all() or not 1e-3 < pooled.std() < 1e3:
         raise ValueError(
             f"Inception's features have the standard deviation {pooled.std():.3g} where about 0.3 is expected, so its "
