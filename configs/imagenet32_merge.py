@@ -23,7 +23,7 @@ def get_config(variant: str = ""):
     if variant:
         raise ValueError(f"configs/imagenet32_merge.py has no variants, got {variant!r}; leave it away.")
     config = default.get_config()
-    config.data.name = "imagenet32"
+    config.data.name = "imagenet32_old"
     config.experts.low = "checkpoints/idode_imagenet32"
     config.experts.low_source = "idode-imagenet32-vp"
     config.experts.high = "checkpoints/edm_imagenet32"

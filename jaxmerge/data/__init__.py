@@ -12,7 +12,7 @@ from jaxmerge.data.builders import NAMES as PREPARED
 from jaxmerge.data.check import check_match
 from jaxmerge.data.dataset import Dataset
 
-EMBEDDED = ("digits", "photos")
+EMBEDDED = {"digits": "digits", "photos": "photos", "mock32": "mock"}
 FOLDER = "folder:"
 
 
@@ -38,7 +38,7 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
     """One split of a data set by name.
 
     Args:
-        name: "digits" or "photos"; a set that was prepared, such as "cifar10"; or "folder:/path".
+        name: "digits", "photos" or "mock32"; a set that was prepared, such as "cifar10"; or "folder:/path".
         split: "train", "validation" or "test"; sets whose validation images are held out of the training
             images also have "train_part", the other training images.
         data_dir: where prepared sets are; else the environment's JAXMERGE_DATA, else ~/jaxmerge_data.
@@ -48,7 +48,7 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
     """
     check_name(name)
     if name in EMBEDDED:
-        return importlib.import_module(f"{__name__}.{name}").load(split)
+        return importlib.import_module(f"{__name__}.{EMBEDDED[name]}").load(split)
     from jaxmerge.data import stored  # reads and writes files on disk, which the embedded sets do not need
 
     return stored.open_split(name, split, data_dir)

@@ -4,23 +4,67 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxmerge import checkpoint
 from jaxmerge.experts import io
+from jaxmerge.experts.base import Expert
 
 _COMMAND = ("-m", "checkpoints_convert")
+# Networks at full size with the weights that their training starts from: "untrained:vdm_cifar10".
+UNTRAINED = "untrained:"
+_CIFAR10 = {"levels": 256, "shape": (32, 32, 3)}
+_FULL_SIZE = {
+    "vdm_cifar10": {
+        "kind": "vdm",
+        "architecture": {"channels": 3, "width": 128, "depth": 32, "fourier": (5, 6)},
+        "bounds": (-13.3, 5.0),
+        "native_range": (-13.3, 5.0),
+        **_CIFAR10,
+    },
+    "edm_cifar10": {
+        "kind": "edm",
+        "architecture": {"resolution": 32, "channels": 3, "augment_dim": 9},
+        "sigma_range": (0.002, 80.0),
+        **_CIFAR10,
+    },
+}
+# What a report quotes of an expert's metadata.
+RECORDED = ("data", "data_set", "source", "weights", "training_step", "best_step", "licence")
+
+
+def load_expert(name: str) -> Expert:
+    """A shipped expert by name, an untrained one, or any by the path of its checkpoint.
+
+    Raises:
+        ValueError: no such expert, or a damaged one.
+    """
+    if name.startswith(UNTRAINED):
+        return io.build(_FULL_SIZE[name.removeprefix(UNTRAINED)], seed=0)
+    return io.shipped(name) if name in io.shipped_names() else io.load_expert(name)
+
+
+def record_of(name: str) -> dict[str, Any]:
+    """What is known of an expert's origin, as far as its metadata says."""
+    if name.startswith(UNTRAINED):
+        return {"checkpoint": name, "data": "mock32", "weights": "untrained"}
+    path = io.shipped_path(name) if name in io.shipped_names() else name
+    known = checkpoint.load_metadata(path)
+    return {"checkpoint": name} | {k: known[k] for k in RECORDED if k in known}
 
 
 def missing(asked: ConfigDict) -> list[tuple[str, str]]:
     """(path, source) of every expert that is neither shipped nor on disk; the source may be empty."""
     # Something that stands there and is no expert is for the reader to refuse, which knows why.
     pairs = ((asked.low, asked.low_source), (asked.high, asked.high_source))
-    return [
-        (path, source)
-        for path, source in pairs
-        if path not in io.shipped_names() and not pathlib.Path(path).exists()
-    ]
+    return [(path, source) for path, source in pairs if not _is_here(path)]
+
+
+def _is_here(path: str) -> bool:
+    untrained = path.startswith(UNTRAINED) and path.removeprefix(UNTRAINED) in _FULL_SIZE
+    return untrained or path in io.shipped_names() or pathlib.Path(path).exists()
 
 
 def provide(asked: ConfigDict) -> None:

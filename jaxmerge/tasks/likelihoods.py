@@ -14,10 +14,15 @@ from jaxmerge.tasks.setup import Setup
 # Step controls whose density is chosen on training images.
 GRIDS = {"fixed": flow.FixedGrid, "multistep": flow.MultistepGrid}
 GRID_IMAGES = 32
+# Step controls that choose their own steps.
+ADAPTIVE = {"per_image": flow.PerImage, "batch": flow.BatchCoupled}
 
 
 def choose_grid(config: ConfigDict, setup: Setup, eta: float) -> dict[str, Any]:
     """The fixed grid of the likelihood, by doubling on training images."""
+    given = config.likelihood.steps_per_gamma
+    if given and config.likelihood.control in GRIDS:
+        return {"steps_per_gamma": given, "error_scale": 1.0}
     if config.likelihood.control not in GRIDS:
         return {"steps_per_gamma": 0.0, "error_scale": 1.0}
     data = setup.train.take(GRID_IMAGES)
@@ -46,15 +51,15 @@ def likelihood_settings(config: ConfigDict, grid) -> tuple[likelihood.Settings, 
         ValueError: an unknown kind of step control, or several draws (a sweep takes one).
     """
     asked = config.likelihood
-    controls = {
-        **{name: kind(float(grid["steps_per_gamma"])) for name, kind in GRIDS.items()},
-        "per_image": flow.PerImage(asked.rtol, asked.atol),
-        "batch": flow.BatchCoupled(asked.rtol, asked.atol),
-    }
-    if asked.control not in controls:
-        raise ValueError(f"likelihood.control must be one of {', '.join(controls)}, got {asked.control!r}.")
+    if asked.control in GRIDS:
+        control = GRIDS[asked.control](float(grid["steps_per_gamma"]))
+    elif asked.control in ADAPTIVE:
+        control = ADAPTIVE[asked.control](asked.rtol, asked.atol)
+    else:
+        known = ", ".join([*GRIDS, *ADAPTIVE])
+        raise ValueError(f"likelihood.control must be one of {known}, got {asked.control!r}.")
     settings = likelihood.Settings(
-        control=controls[asked.control],
+        control=control,
         dequantization=asked.dequantization,
         trace=asked.trace,
         probes=asked.probes,

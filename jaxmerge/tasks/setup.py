@@ -7,15 +7,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmerge import checkpoint, noise, thresholds
+from jaxmerge import noise, thresholds
 from jaxmerge.data import Dataset, check_match, load
-from jaxmerge.experts import io
 from jaxmerge.experts.base import Expert
 from jaxmerge.merge import Switch, eta_range
 from jaxmerge.tasks import experts, quality
-
-# What a report quotes of an expert's metadata.
-RECORDED = ("data", "data_set", "source", "weights", "training_step", "best_step", "licence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +61,7 @@ def prepare(config: ConfigDict, progress) -> Setup:
     data["test"].take(max(config.likelihood.n_images, config.bound.n_images, 1))
     if config.data.n_validation:
         data["validation"] = data["validation"].take(config.data.n_validation)
-    records = {"VDM": record_of(config.experts.low), "EDM": record_of(config.experts.high)}
+    records = {"VDM": experts.record_of(config.experts.low), "EDM": experts.record_of(config.experts.high)}
     for name, record in records.items():
         check_match(
             record.get("data", record.get("data_set")),
@@ -112,19 +108,7 @@ def load_pair(config: ConfigDict) -> tuple[Expert, Expert]:
         ValueError: a missing or damaged expert.
     """
     experts.provide(config.experts)
-    low, high = load_expert(config.experts.low), load_expert(config.experts.high)
+    low, high = experts.load_expert(config.experts.low), experts.load_expert(config.experts.high)
     if hasattr(high, "align_pixel_scale"):
         high = high.replace(align_pixel_scale=config.experts.align_pixel_scale)
     return low, high
-
-
-def load_expert(name: str) -> Expert:
-    """A shipped expert by name, or any by the path of its checkpoint."""
-    return io.shipped(name) if name in io.shipped_names() else io.load_expert(name)
-
-
-def record_of(name: str) -> dict[str, Any]:
-    """What is known of an expert's origin: "data", "source", "weights", "sha256", "steps", as far as it says."""
-    path = io.shipped_path(name) if name in io.shipped_names() else name
-    known = checkpoint.load_metadata(path)
-    return {"checkpoint": name} | {k: known[k] for k in RECORDED if k in known}

@@ -31,10 +31,12 @@ def definitions(config, setup, measured) -> dict[str, str]:
 def likelihood_definition(config, grid) -> str:
     """How the exact likelihood was computed."""
     asked = config.likelihood
-    density = (
-        f"of {float(grid['steps_per_gamma']):g} steps per unit of gamma, chosen on {grid.get('n_images', 0)} training "
-        f"images so that doubling it changes the mean by less than {asked.tolerance:g} bpd"
-    )
+    density = f"of {float(grid['steps_per_gamma']):g} steps per unit of gamma"
+    if "n_images" in grid:
+        density += f", chosen on {grid['n_images']} training images so that doubling it changes the mean by less than "
+        density += f"{asked.tolerance:g} bpd"
+    else:
+        density += ", given by the config and not checked for its error"
     tolerance = f"rtol {asked.rtol:g}, atol {asked.atol:g}"
     control = {
         "fixed": f"a fixed Bogacki-Shampine grid {density}",
