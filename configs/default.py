@@ -18,7 +18,8 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"configs/default.py has no variants, got {variant!r}; leave it away.")
     config = ConfigDict()
     # What the command does: "merge" measures two experts and their merges; "sample" draws many samples of one
-    # model into files; "train_expert" and "train_classifier" make the checkpoints that come with the package.
+    # model into files; "train_expert" and "train_classifier" make the checkpoints that come with the package;
+    # "moe" puts two frozen experts under a trained gate, "moe_ablations" compares mixtures of K experts.
     config.task = "merge"
     # The report's title; empty for one made of the data set's name.
     config.title = ""
@@ -40,6 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.expert = expert()
     config.training = training()
     config.classifier = classifier()
+    config.moe = moe()
     return config
 
 
@@ -121,6 +123,8 @@ def likelihood() -> ConfigDict:
             # "per_image" (adaptive, each image its own steps) or "batch" (adaptive, one step size
             # for the whole batch: the result depends on the neighbours).
             "control": "fixed",
+            # Controls "fixed" and "multistep": steps per unit of gamma; 0 chooses them on training images.
+            "steps_per_gamma": 0.0,
             # Controls "fixed" and "multistep": the mean error that the grid may make, in bits per
             # dimension, and the estimated error from which a single image is solved again on a finer grid.
             "tolerance": 0.005,
@@ -216,8 +220,8 @@ def metric() -> ConfigDict:
             # "classifier" (a Frechet distance of a small classifier's features), "inception" (FID, KID and
             # Inception score) or "none" (samples are drawn and shown, not judged).
             "kind": "classifier",
-            # The digits classifier whose penultimate features give the Frechet distance: a shipped
-            # name or a checkpoint's path.
+            # The classifier whose penultimate features give the Frechet distance: a shipped name
+            # ("digits_classifier" or "photos_classifier") or a checkpoint's path.
             "classifier": "digits_classifier",
             # Kind "inception": the converted Inception network
             # (python -m checkpoints_convert fid-inception checkpoints/inception).
@@ -290,6 +294,9 @@ def training() -> ConfigDict:
             # EDM's objective: mean and standard deviation of ln sigma_edm.
             "p_mean": -1.2,
             "p_std": 1.2,
+            # Noise draws per validation image, and validation images per call.
+            "eval_repeats": 8,
+            "eval_batch_size": 256,
             # Steps between two validations, two pictures of samples (0: none) and two checkpoints.
             "eval_every": 500,
             "sample_every": 2000,
@@ -301,7 +308,7 @@ def training() -> ConfigDict:
 
 
 def classifier() -> ConfigDict:
-    """The digits classifier that task "train_classifier" makes."""
+    """The classifier of the data set's labels that task "train_classifier" makes."""
     return ConfigDict(
         {
             # Optimiser steps at most (validation may end training earlier), images per step, Adam's
@@ -309,5 +316,88 @@ def classifier() -> ConfigDict:
             "steps": 2000,
             "batch_size": 128,
             "learning_rate": 2e-3,
+            # Channels of the first two convolutions.
+            "width": 32,
+            # Training images are moved by so many pixels at most, with "background" (level 0) or "mirror" (their
+            # own rows and columns) moved in, and mirrored from left to right with probability 1/2.
+            "shift": 1,
+            "fill": "background",
+            "flip": False,
+        }
+    )
+
+
+def moe() -> ConfigDict:
+    """Mixtures under a trained gate: tasks "moe" and "moe_ablations"."""
+    return ConfigDict(
+        {
+            # Only say what the config needs (shapes, parameters, memory per device) and take a step of both phases
+            # on miniature data.
+            "dry_run": False,
+            # The dry run's plan is for this many devices with this much memory each, in 2**30 bytes.
+            "devices": 8,
+            "device_memory": 80.0,
+            # The gate: channels of its first convolution (its hidden layer is twice as wide), number of
+            # convolutions, width of the noise embedding, gating dropout.
+            "width": 16,
+            "depth": 2,
+            "embedding": 32,
+            "dropout": 0.1,
+            # Task "moe": widths that are tried once on validation images, each for so many steps; one width is
+            # taken as it is.
+            "widths": (8, 16, 32),
+            "tuning_steps": 100,
+            # Gates per method, each with its own seed.
+            "seeds": 3,
+            # Training of a gate: optimiser steps, images per step, highest learning rate and the steps it rises
+            # over, decay of the weights' average, steps between validations (with so many noise draws per image)
+            # and between checkpoints.
+            "steps": 200,
+            "batch_size": 64,
+            "learning_rate": 5e-3,
+            "warmup_steps": 20,
+            "ema_decay": 0.98,
+            "eval_every": 50,
+            "eval_repeats": 4,
+            "checkpoint_every": 100,
+            # Write TensorBoard's event files beside losses.csv (needs the package tensorboardX).
+            "tensorboard": False,
+            # Weights of the load penalty, of the entropy penalty, and of the alignment with the slices.
+            "load": 0.1,
+            "entropy": 0.01,
+            "align": 1.0,
+            # Sparse mixtures: experts per image; slots per pass in units of an expert's share of uniform routing;
+            # step of the balancing bias.
+            "top_k": 2,
+            "capacity_factor": 0.25,
+            "bias_rate": 0.02,
+            # Kinds of slices (jaxmerge/data/slices.py); the first kind is what specialists are made for.
+            "slices": ("classes", "ink"),
+            # Number of experts, and the numbers that are compared.
+            "count": 4,
+            "counts": (2, 4, 8),
+            # What the experts start from: the checkpoint of `experts.low`, or fresh networks of section `expert`.
+            "base": "checkpoint",
+            # K whole networks ("full") or one trunk with adapters of this rank ("adapters").
+            "experts": "full",
+            "rank": 4,
+            # What phase 2 trains: the "gate" alone over frozen experts, or "all".
+            "parts": "gate",
+            # Phase 1, every expert on its own slice: its steps, and the highest learning rate of experts.
+            "warm_steps": 100,
+            "experts_learning_rate": 3e-4,
+            # Rows of task "moe_ablations" by their keys; "all" for every one.
+            "rows": ("all",),
+            # Study of a collapse: what is added to the first expert's logit, and steps of each training; 0 steps
+            # leave it out.
+            "collapse_offset": 3.0,
+            "collapse_steps": 150,
+            # Even strata of the bound over the noise range.
+            "strata": 16,
+            # Noise level of the reconstructions that PSNR and SSIM are measured on.
+            "reconstruction_gamma": 0.0,
+            # Latency: images per call and timed calls.
+            "latency_batch": 64,
+            "latency_repeats": 5,
         }
     )

@@ -28,7 +28,11 @@ CHOICES = {
     "sampling.sampler": ("heun", "ode", "ancestral"),
     "expert.kind": ("vdm", "edm"),
     "shards.model": ("merged", "low", "high"),
+    "classifier.fill": ("background", "mirror"),
     "metric.kind": ("classifier", "inception", "none"),
+    "moe.base": ("checkpoint", "fresh"),
+    "moe.experts": ("full", "adapters"),
+    "moe.parts": ("gate", "all"),
     "report.published": (0, 1, 2, 4, 5, 6),
     "report.published_data": ("cifar10", "imagenet32_old"),
     "sampling.decoder": ("argmax", "sample"),
@@ -38,6 +42,7 @@ MAY_BE_ZERO = (
     *("seed", "alignment_images", "n_samples_other", "ancestral_samples"),
     "ancestral_samples_other",
     *("warmup_steps", "sample_every", "fourier", "n_validation", "published", "groups"),
+    *("shift", "collapse_steps"),
     *("likelihood.n_images", "bound.n_images", "n_samples"),
 )
 # Real numbers that must lie strictly inside a range, and how to say so.
@@ -54,13 +59,25 @@ RANGES = {
     "training.learning_rate": POSITIVE,
     "classifier.learning_rate": POSITIVE,
     "training.clip": POSITIVE,
+    "moe.learning_rate": POSITIVE,
+    "moe.experts_learning_rate": POSITIVE,
+    "moe.capacity_factor": POSITIVE,
+    "moe.device_memory": POSITIVE,
     "training.p_std": POSITIVE,
     "training.b2": FRACTION,
 }
 # The same with the lower end allowed: "at least 0 and below 1".
-FROM_ZERO = {"expert.dropout": 1.0, "training.ema_decay": 1.0, "training.weight_decay": math.inf}
+FROM_ZERO = {
+    "likelihood.steps_per_gamma": math.inf,
+    **{"expert.dropout": 1.0, "training.ema_decay": 1.0, "training.weight_decay": math.inf},
+    **{"moe.dropout": 1.0, "moe.ema_decay": 1.0, "moe.load": math.inf, "moe.entropy": math.inf},
+    **{"moe.align": math.inf, "moe.bias_rate": math.inf},
+}
 # Lists that must name at least one thing.
-NOT_EMPTY = ("merge.etas", "sampling.sampler", "expert.channel_mult")
+NOT_EMPTY = (
+    *("merge.etas", "sampling.sampler", "expert.channel_mult"),
+    *("moe.widths", "moe.counts", "moe.slices"),
+)
 
 
 class Settings(NamedTuple):
