@@ -74,7 +74,7 @@ def noise_range() -> list[dict[str, Any]]:
     """Table 4: EDM's noise range in gamma, beside -log SNR = 2 log(sigma_edm) computed here."""
     found = []
     for place, values in tables()["table4_edm_gamma"].items():
-        computed = float(noise.gamma_of_sigma_edm(values["sigma_edm"]))
+        computed = float(noise.gamma_of_sigma_edm(float(values["sigma_edm"])))
         quantity = f"gamma at sigma_edm = {values['sigma_edm']:g} ({place})"
         found.append(_entry({"model": "EDM", "eta": None}, quantity, values["gamma"], computed, None))
     return found
