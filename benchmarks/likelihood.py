@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from jaxmerge import likelihood, noise, parallel
+from jaxmerge import grids, likelihood, noise, parallel
 from jaxmerge import probability_flow as flow
 from jaxmerge.data import digits
 from jaxmerge.dequantize import dequantize
@@ -129,7 +129,7 @@ def main() -> None:
     # The grid's density is no constant of the program, so this compiles it once and for all.
     coarse = likelihood.Settings(control=flow.MultistepGrid(1.0))
     first, again = (seconds_of(lambda: evaluate(coarse))[1] for _ in range(2))
-    grid = likelihood.choose_grid(
+    grid = grids.choose_grid(
         expert,
         digits.load("train").images[:GRID_IMAGES],
         key=jax.random.key(1),

@@ -47,7 +47,18 @@ _NAMES = {
 }
 _ROOMS = (
     *("noise", "parallel", "checkpoint", "experts", "merge", "gate", "decoder", "dequantize"),
-    *("multistep", "probability_flow", "likelihood", "sampling", "vlb", "thresholds", "sweeps", "data", "metrics"),
+    *(
+        "multistep",
+        "probability_flow",
+        "likelihood",
+        "grids",
+        "sampling",
+        "vlb",
+        "thresholds",
+        "sweeps",
+        "data",
+        "metrics",
+    ),
 )
 
 __all__ = sorted(_NAMES)

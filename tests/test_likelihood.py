@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxmerge import likelihood, noise
+from jaxmerge import grids, likelihood, noise
 from jaxmerge import probability_flow as flow
 from jaxmerge.dequantize import dequantize, truncated_normal_entropy
 from jaxmerge.experts.analytic import Discrete, Gaussian
@@ -383,7 +383,7 @@ def known_scale():
 def test_grid_is_chosen_by_doubling_and_holds_its_tolerance(kind):
     expert, atoms = known_scale()
     settings = EXACT.replace(control=kind())
-    choice = likelihood.choose_grid(expert, atoms, key=KEY, tolerance=1e-2, settings=settings, first=1.0)
+    choice = grids.choose_grid(expert, atoms, key=KEY, tolerance=1e-2, settings=settings, first=1.0)
     assert type(choice.control) is kind
     assert choice.densities == [2.0**k for k in range(len(choice.densities))]
     assert choice.control.steps_per_gamma == choice.densities[-2]
@@ -441,4 +441,4 @@ def test_an_image_whose_coarse_solve_fails_is_solved_again():
 def test_a_tolerance_that_no_grid_reaches_is_refused():
     expert, atoms = known_scale()
     with pytest.raises(ValueError, match=r"no fixed grid up to 2 steps .* 12 training images"):
-        likelihood.choose_grid(expert, atoms, key=KEY, tolerance=1e-9, settings=EXACT, most=2.0)
+        grids.choose_grid(expert, atoms, key=KEY, tolerance=1e-9, settings=EXACT, most=2.0)

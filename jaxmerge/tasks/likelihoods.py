@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmerge import likelihood, sweeps
+from jaxmerge import grids, likelihood, sweeps
 from jaxmerge import probability_flow as flow
 from jaxmerge.likelihood import Likelihood
 from jaxmerge.merge import Switch
@@ -26,7 +26,7 @@ def choose_grid(config: ConfigDict, setup: Setup, eta: float) -> dict[str, Any]:
     if config.likelihood.control not in GRIDS:
         return {"steps_per_gamma": 0.0, "error_scale": 1.0}
     data = setup.train.take(GRID_IMAGES)
-    chosen = likelihood.choose_grid(
+    chosen = grids.choose_grid(
         Switch(setup.low, setup.high, eta),
         data.images,
         key=setup.keys["grid"],
