@@ -161,7 +161,7 @@ def examine(expert: Expert, others: Mapping[str, Reading]) -> Arrival:
     if best is not None and better[best] < min(TRAINED, BETTER * own):
         warnings.append(f"the same file denoises better when it is read with {best}: convert it so")
     elif own > TRAINED:
-        warnings.append("it denoises no better than a linear filter: the weights look untrained, or swapped")
+        warnings.append("it denoises no better than a linear filter: the weights look untrained")
     scales = [level.scale for level in levels]
     if min(scales) < SCALE[0] or max(scales) > SCALE[1]:
         warnings.append(

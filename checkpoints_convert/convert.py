@@ -1,6 +1,7 @@
 """From a source to an expert's checkpoint, on the host, whole or not at all."""
 
 import contextlib
+import functools
 import importlib.metadata
 import pathlib
 from collections.abc import Iterator
@@ -27,30 +28,36 @@ class Options(NamedTuple):
 
     Attributes:
         kind: one of `kinds.KINDS`, or None to find out.
-        weights: "ema" or "online".
+        weights: "ema" or "online"; None for the file's own choice, "ema" where it has both.
         config: path of a torch VDM's config.yaml; None takes the one beside the file, if there is one.
-        size: height and width of a VDM's images.
+        size: height and width of a VDM's images; None for 32.
     """
 
     kind: str | None = None
-    weights: str = "ema"
+    weights: str | None = None
     config: str | None = None
-    size: int = 32
+    size: int | None = None
 
 
 class Loaded(NamedTuple):
-    """A file, read and filled in: its source without arrays, the network, and the record to store with it."""
+    """A file, read and filled in.
+
+    Attributes:
+        source: what the file is, without its arrays.
+        net: the network with the file's weights.
+        record: what is stored with it.
+        frame: the expert around an abstract network, whose construction takes seconds; None for Inception.
+    """
 
     source: kinds.Source
     net: nnx.Module
     record: dict[str, Any]
+    frame: Expert | None
 
     @property
     def expert(self) -> Expert | None:
         """The network as an expert; None where it is not one (Inception)."""
-        if self.source.kind == "inception":
-            return None
-        return io.build(self.source.description).replace(net=self.net)
+        return None if self.frame is None else self.frame.replace(net=self.net)
 
 
 def load(
@@ -70,16 +77,23 @@ def load(
     Raises:
         ValueError: anything that keeps the file from being one of the known networks.
     """
-    config = _config(path, options.config)
-    kind = options.kind or (entry.kind if entry is not None else None)
     with _named(path):
-        source = kinds.recognise(
-            contents, kind=kind, weights=options.weights, config=config, size=options.size
-        )
-        net = _abstract(source)
-        net = origins.fill(net, source.arrays, source.origin, left_out=source.left_out)
+        source = _source(path, contents, options, entry)
+        frame = None if source.kind == "inception" else _built(source)
+        net = _filled(inception.build() if frame is None else frame.net, source)
         record = _record(path, contents, source, net, entry)
-    return Loaded(source._replace(arrays={}), _owned(net), record)
+    return Loaded(source._replace(arrays={}), _owned(net), record, frame)
+
+
+def _source(path, contents, options: Options, entry: registry.Entry | None) -> kinds.Source:
+    kind = options.kind or (entry.kind if entry is not None else None)
+    config = functools.partial(_config, path, options.config)
+    asked = kinds.Asked(kind, options.weights, options.size, config, options.config is not None)
+    return kinds.recognise(contents, asked)
+
+
+def _filled(net: nnx.Module, source: kinds.Source) -> nnx.Module:
+    return origins.fill(net, source.arrays, source.origin, left_out=source.left_out)
 
 
 def _owned(net: nnx.Module) -> nnx.Module:
@@ -106,11 +120,9 @@ def _named(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _abstract(source: kinds.Source) -> nnx.Module:
-    if source.kind == "inception":
-        return inception.build()
+def _built(source: kinds.Source) -> Expert:
     try:
-        return io.build(source.description).net
+        return io.build(source.description)
     except (ValueError, TypeError, ZeroDivisionError, ArithmeticError) as error:
         raise ValueError(
             f"its architecture cannot be built ({' '.join(str(error).split())[:200]})."
@@ -161,6 +173,7 @@ def _record(path, contents, source: kinds.Source, net, entry: registry.Entry | N
             "bytes": path.stat().st_size,
             "sha256": sha256(path),
         },
+        "learned_schedule": source.learned,
         "notes": list(source.notes),
         "converter": f"jaxmerge {importlib.metadata.version('jaxmerge')}",
     }
@@ -184,8 +197,14 @@ def count(net: nnx.Module) -> int:
     return sum(int(np.prod(shape)) for shape in origins.parameter_paths(net).values())
 
 
-def check(loaded: Loaded, path: pathlib.Path, options: Options) -> arrival.Arrival | None:
+def check(
+    loaded: Loaded, path: pathlib.Path, options: Options, entry: registry.Entry | None = None
+) -> arrival.Arrival | None:
     """The self-check of an expert, or of Inception's features (then None).
+
+    Args:
+        loaded: what `load` returned, on the device.
+        path, options, entry: what it was called with.
 
     Raises:
         ValueError: predictions that are not finite.
@@ -195,13 +214,22 @@ def check(loaded: Loaded, path: pathlib.Path, options: Options) -> arrival.Arriv
         return None
     found = arrival.examine(labelled(loaded.expert), loaded.source.readings)
     if found.warnings and loaded.source.other_weights:
-        other = "online" if options.weights == "ema" else "ema"
-        loaded = load(path, readers.read(path), options._replace(weights=other))
-        levels = arrival.measure(labelled(loaded.expert))[0]
+        other = "ema" if options.weights == "online" else "online"
+        levels = arrival.measure(labelled(_with_weights(loaded, path, options, entry, other)))[0]
         if arrival.score(levels) < min(arrival.TRAINED, arrival.BETTER * found.score):
             warning = f"the file's other weights denoise better: convert with --weights {other}"
             found = found._replace(warnings=(*found.warnings, warning))
+    jax.clear_caches()  # the compiled check is as large as the weights, which are still to be written
     return found
+
+
+def _with_weights(loaded: Loaded, path, options: Options, entry, weights: str) -> Expert:
+    """The expert of the other set of weights; in the same frame, so that nothing is built or compiled anew."""
+    with _named(path):
+        source = _source(path, readers.read(path), options._replace(weights=weights), entry)
+        same = source.description == loaded.source.description
+        frame = loaded.frame if same else _built(source)
+        return frame.replace(net=_owned(_filled(frame.net, source)))
 
 
 def labelled(expert: Expert) -> Expert:

@@ -47,7 +47,7 @@ def export(name: str, file: pathlib.Path, *, overwrite: bool = False) -> list[st
     folder = io.shipped_path(name) if name in io.shipped_names() else pathlib.Path(name)
     metadata = checkpoint.load_metadata(folder)
     expert = io.load_expert(folder)
-    kind, arrays, notes = state_dict(expert)
+    kind, arrays, notes = state_dict(expert, learned=bool(metadata.get("learned_schedule")))
     provenance = {key: metadata[key] for key in ours.CARRIED if isinstance(metadata.get(key), str | int)}
     header = ours.header(kind, metadata["expert"], provenance)
     header["format"] = "pt"
@@ -68,8 +68,13 @@ def export(name: str, file: pathlib.Path, *, overwrite: bool = False) -> list[st
     return notes
 
 
-def state_dict(expert: Expert) -> tuple[str, dict[str, np.ndarray], list[str]]:
+def state_dict(expert: Expert, *, learned: bool = False) -> tuple[str, dict[str, np.ndarray], list[str]]:
     """(kind, arrays by public name in torch's layout, notes) of an expert with a torch twin.
+
+    Args:
+        expert: in memory.
+        learned: whether its noise schedule was learned, even if it ended where it began. A VDM whose native
+            range is not that of its time input has a learned one in any case.
 
     Raises:
         ValueError: an expert without one; names the reason.
@@ -77,7 +82,7 @@ def state_dict(expert: Expert) -> tuple[str, dict[str, np.ndarray], list[str]]:
     if isinstance(expert, EDM):
         return _edm(expert)
     if isinstance(expert, VDM):
-        return _vdm(expert)
+        return _vdm(expert, learned=learned)
     raise ValueError(f"a {type(expert).__name__} is not a network, so there is nothing to export.")
 
 
@@ -101,7 +106,7 @@ def _edm(expert: EDM) -> tuple[str, dict[str, np.ndarray], list[str]]:
 _PRECONDITIONERS = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}
 
 
-def _vdm(expert: VDM) -> tuple[str, dict[str, np.ndarray], list[str]]:
+def _vdm(expert: VDM, *, learned: bool) -> tuple[str, dict[str, np.ndarray], list[str]]:
     net, reasons = expert.net, []
     if expert.prediction != "noise" or expert.schedule != "VP":
         reasons.append(f"it predicts a {expert.prediction} in the {expert.schedule} schedule (i-DODE)")
@@ -123,6 +128,8 @@ def _vdm(expert: VDM) -> tuple[str, dict[str, np.ndarray], list[str]]:
             "them there"
         )
     low, high = expert.native_range
-    if (low, high) != tuple(expert.bounds):
-        arrays |= {"gamma.w": np.float32([high - low]), "gamma.b": np.float32([low])}
+    if learned or (low, high) != tuple(expert.bounds):
+        arrays |= {
+            name: np.array(value, np.float32) for name, value in (("gamma.w", high - low), ("gamma.b", low))
+        }
     return "vdm-torch", arrays, notes

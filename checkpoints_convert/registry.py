@@ -11,9 +11,16 @@ from typing import NamedTuple
 
 NVIDIA = "CC BY-NC-SA 4.0 (NVIDIA; no commercial use, https://creativecommons.org/licenses/by-nc-sa/4.0/)"
 APACHE = "Apache-2.0 (google-research/vdm)"
-UNSTATED = "none stated by its owners (thu-ml/i-DODE); ask them before you use it for more than research"
+UNSTATED = (
+    "Apache-2.0 (code); none stated for the weights (thu-ml/i-DODE; ask its owners before you use them for more than "
+    "research)"
+)
 UNKNOWN = "not known; ask whoever made the file"
 INCEPTION = "Apache-2.0 (TensorFlow's Inception-v3 of 2015-12-05, converted by pytorch-fid)"
+
+# In the words of `--kind`.
+KINDS = ("edm", "vdm-torch", "vdm-flax", "idode-vp", "idode-sp", "idode-noise", "inception")
+REFERENCE = "fid-reference"
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 _VDM = "gs://gresearch/vdm/cifar10"
@@ -32,8 +39,8 @@ class Entry(NamedTuple):
             program cannot fetch the file.
         kind: what the file holds, in the words of `--kind`; "fid-reference" for a set of statistics.
         data_set: what it was trained on.
+        network: its architecture, in a few words.
         licence: what its owners allow.
-        size: bytes, or 0 where unknown.
         sha256: of the file, or None where the owners publish none.
         note: what else a user should know, one sentence.
         by_hand: how to get a file that has no url, one sentence.
@@ -43,11 +50,19 @@ class Entry(NamedTuple):
     url: str
     kind: str
     data_set: str
+    network: str
     licence: str
-    size: int = 0
     sha256: str | None = None
     note: str = ""
     by_hand: str = ""
+
+    @property
+    def short_licence(self) -> str:
+        """The licence without the last remark in brackets."""
+        return self.licence.rsplit(" (", 1)[0]
+
+
+_NETWORKS = {"VP": "DDPM++", "VE": "NCSN++"}
 
 
 def _edm_files() -> list[Entry]:
@@ -62,17 +77,20 @@ def _edm_files() -> list[Entry]:
     ]
     entries = []
     for data, variant, data_set in models:
-        for prefix, folder, note in (
-            ("edm", "", "EDM's own training (config F)."),
-            ("baseline", "baseline/", "The older VP or VE training that EDM starts from (config A)."),
+        older = "VP" if variant.endswith("vp") else "VE"
+        classes = ", 10 classes" if variant.startswith("cond") else ""
+        for prefix, folder, preconditioning, note in (
+            ("edm", "", "EDM", "EDM's own training (config F)."),
+            ("baseline", "baseline/", older, "The older training that EDM starts from (config A)."),
         ):
             name = f"{prefix}-{data}-{variant}"
-            entries.append(
-                Entry(name, f"{_EDM}/pretrained/{folder}{name}.pkl", "edm", data_set, NVIDIA, note=note)
-            )
+            url = f"{_EDM}/pretrained/{folder}{name}.pkl"
+            network = f"{_NETWORKS[older]}, {preconditioning} preconditioning{classes}"
+            entries.append(Entry(name, url, "edm", data_set, network, NVIDIA, note=note))
     adm = "edm-imagenet-64x64-cond-adm"
     url = f"{_EDM}/pretrained/{adm}.pkl"
-    entries.append(Entry(adm, url, "edm", "ImageNet 64x64", NVIDIA, note="Conditional on 1000 classes."))
+    network = "ADM, EDM preconditioning, 1000 classes"
+    entries.append(Entry(adm, url, "edm", "ImageNet 64x64", network, NVIDIA, note="EDM's own training."))
     return entries
 
 
@@ -80,9 +98,9 @@ def _vdm_files() -> list[Entry]:
     plain = f"{_VDM}/checkpoint-final/checkpoints-0"
     augmented = f"{_VDM}/aug-checkpoint-final/checkpoints-0"
     return [
-        Entry("vdm-cifar10", plain, "vdm-flax", "CIFAR-10", APACHE, note="Bound 2.637 bits/dim."),
+        Entry("vdm-cifar10", plain, "vdm-flax", "CIFAR-10", "VDM", APACHE, note="Bound 2.637 bits/dim."),
         Entry(
-            *("vdm-cifar10-aug", augmented, "vdm-flax", "CIFAR-10, augmented", APACHE),
+            *("vdm-cifar10-aug", augmented, "vdm-flax", "CIFAR-10, augmented", "VDM", APACHE),
             note="Bound 2.522 bits/dim, trained with augmentation.",
         ),
     ]
@@ -90,15 +108,14 @@ def _vdm_files() -> list[Entry]:
 
 def _idode_files() -> list[Entry]:
     models = [
-        ("cifar10-vp", "idode-vp", "CIFAR-10", "2.56 bits/dim."),
-        ("cifar10-sp", "idode-sp", "CIFAR-10", "Straight-path schedule."),
-        ("cifar10-aug-vp", "idode-vp", "CIFAR-10, augmented", "2.42 bits/dim."),
-        ("imagenet32-vp", "idode-vp", "ImageNet 32x32, old version", "3.69 bits/dim."),
-        ("imagenet32-new-vp", "idode-vp", "ImageNet 32x32, new version", "3.43 bits/dim."),
+        ("cifar10-vp", "CIFAR-10", "2.56 bits/dim."),
+        ("cifar10-aug-vp", "CIFAR-10, augmented", "2.42 bits/dim."),
+        ("imagenet32-vp", "ImageNet 32x32, old version", "3.69 bits/dim."),
+        ("imagenet32-new-vp", "ImageNet 32x32, new version", "3.43 bits/dim."),
     ]
     return [
-        Entry(f"idode-{name}", "", kind, data_set, UNSTATED, note=note, by_hand=_IDODE)
-        for name, kind, data_set, note in models
+        Entry(f"idode-{name}", "", "idode-vp", data_set, "VDM, velocity", UNSTATED, note=note, by_hand=_IDODE)
+        for name, data_set, note in models
     ]
 
 
@@ -110,8 +127,8 @@ def _metric_files() -> list[Entry]:
             f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{inception}",
             "inception",
             "ImageNet",
+            "Inception-v3",
             INCEPTION,
-            size=95_628_359,
             sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
             note="The network behind every published FID.",
         )
@@ -124,7 +141,8 @@ def _metric_files() -> list[Entry]:
     ):
         entries.append(
             Entry(
-                *(f"fid-reference-{file}", f"{_EDM}/fid-refs/{file}.npz", "fid-reference", data_set, NVIDIA),
+                *(f"fid-reference-{file}", f"{_EDM}/fid-refs/{file}.npz", REFERENCE, data_set),
+                *("statistics of FID's Inception-v3", NVIDIA),
                 note=note or "Mean and covariance of Inception's features.",
             )
         )
@@ -136,14 +154,23 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
+# Public files that are known and cannot be converted, with the reason.
+REFUSED = {
+    "baseline-imagenet-64x64-cond-adm": "it has a preconditioner of its own (iDDPMPrecond), which is not supported; "
+    "edm-imagenet-64x64-cond-adm is the same network with EDM's training",
+}
+
+
 def find(name: str) -> Entry:
     """The entry of a short name.
 
     Raises:
-        ValueError: no such name; offers the nearest one.
+        ValueError: a file that cannot be converted, with the reason, or no such name; offers the nearest one.
     """
     if name in ENTRIES:
         return ENTRIES[name]
+    if name in REFUSED:
+        raise ValueError(f"{name} cannot be converted: {REFUSED[name]}.")
     near = [known for known in ENTRIES if known.startswith(name)] or difflib.get_close_matches(
         name, ENTRIES, 1, 0.4
     )

@@ -264,6 +264,8 @@ def expert() -> ConfigDict:
             "depth": 2,
             # VDM: powers k of the Fourier features of z; at 17 grey levels 2 and 3 carry information.
             "fourier": (2, 3),
+            # VDM: attention in the middle, at the images' full resolution, where it is dear.
+            "mid_attention": True,
             # EDM: widths per resolution, in units of `width`, and residual blocks per resolution.
             "channel_mult": (1, 2),
             "num_blocks": 1,
@@ -289,11 +291,15 @@ def training() -> ConfigDict:
             "weight_decay": 0.0,
             "b2": 0.99,
             "clip": 1.0,
+            # The learning rate after its rise: "cosine" (down to 0 at the last step) or "constant".
+            "schedule": "cosine",
             # Decay per step of the exponential moving average of the weights.
             "ema_decay": 0.999,
             # EDM's objective: mean and standard deviation of ln sigma_edm.
             "p_mean": -1.2,
             "p_std": 1.2,
+            # Probability of every operation of EDM's augmentation, of which the network is told; 0 for none.
+            "augmentation": 0.0,
             # Noise draws per validation image, and validation images per call.
             "eval_repeats": 8,
             "eval_batch_size": 256,
@@ -301,6 +307,8 @@ def training() -> ConfigDict:
             "eval_every": 500,
             "sample_every": 2000,
             "checkpoint_every": 500,
+            # Only estimate the memory at full size and take one step on a few random images.
+            "dry_run": False,
             # Where the finished expert is written besides the workdir; empty for nowhere.
             "export": "",
         }
@@ -347,6 +355,9 @@ def moe() -> ConfigDict:
             # taken as it is.
             "widths": (8, 16, 32),
             "tuning_steps": 100,
+            # Task "moe": steps of the gates that are trained on the validation images, where nothing is left to choose
+            # a step with.
+            "held_out_steps": 100,
             # Gates per method, each with its own seed.
             "seeds": 3,
             # Training of a gate: optimiser steps, images per step, highest learning rate and the steps it rises

@@ -20,6 +20,8 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
+import threading
 from typing import Any
 
 import jax
@@ -41,14 +43,18 @@ def save(path: str | os.PathLike, tree: PyTree, metadata: dict[str, Any], *, ove
         overwrite: replace an existing checkpoint, which stays in place until the new one is complete.
 
     Raises:
-        ValueError: `path` exists and `overwrite` is False, the metadata is not JSON, a leaf is not a
-            numeric array, or Orbax could not write.
+        ValueError: `path` exists and `overwrite` is False or it is no checkpoint, the metadata is not JSON, a
+            leaf is not a numeric array, or Orbax could not write.
         OSError: no space or no permission, with the checkpoint's path.
     """
     path = _absolute(path)
-    if not overwrite and (path.exists() or _set_aside(path).exists()):
+    if not overwrite and (os.path.lexists(path) or _set_aside(path).exists()):
         raise ValueError(
             f"the checkpoint {path} already exists; choose another path or pass overwrite=True to replace it."
+        )
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not exists(path)):
+        raise ValueError(
+            f"{path} is not a checkpoint, so it is not replaced; choose another path, or remove it."
         )
     try:
         text = json.dumps(metadata, indent=2) + "\n"
@@ -63,19 +69,9 @@ def save(path: str | os.PathLike, tree: PyTree, metadata: dict[str, Any], *, ove
         )
     staging = path.with_name(f".{path.name}.tmp")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        context = _orbax().Context()
-        # Nobody changes the arrays meanwhile, so Orbax needs no copy of them all.
-        context.memory.deepcopy_host_arrays = False
-        with _quiet(), context:
-            _orbax().save(staging / ARRAYS, _nest(named))
-        # Orbax notes the folder's absolute path there, which is nobody's business in a shipped checkpoint.
-        for note in (staging / ARRAYS).glob("commit_success.txt"):
-            note.write_text("committed\n")
-        (staging / METADATA).write_text(text)
-        (staging / INTEGRITY).write_text(json.dumps(_fingerprints(staging / ARRAYS), indent=1) + "\n")
-        _replace(staging, path)
+        _write(staging, named, text)
+        with _uninterrupted():
+            _replace(staging, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:  # Orbax reports a full disk in several types
@@ -85,6 +81,22 @@ def save(path: str | os.PathLike, tree: PyTree, metadata: dict[str, Any], *, ove
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(staging: pathlib.Path, named: dict[str, np.ndarray], text: str) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    with _quiet(), _uninterrupted():
+        context = _orbax().Context()
+        # Nobody changes the arrays meanwhile, so Orbax needs no copy of them all.
+        context.memory.deepcopy_host_arrays = False
+        with context:
+            _orbax().save(staging / ARRAYS, _nest(named))
+    # Orbax notes the folder's absolute path there, which is nobody's business in a shipped checkpoint.
+    for note in (staging / ARRAYS).glob("commit_success.txt"):
+        note.write_text("committed\n")
+    (staging / METADATA).write_text(text)
+    (staging / INTEGRITY).write_text(json.dumps(_fingerprints(staging / ARRAYS), indent=1) + "\n")
 
 
 def load(path: str | os.PathLike, template: PyTree) -> PyTree:
@@ -147,10 +159,10 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def remove(path: str | os.PathLike) -> None:
-    """Deletes a checkpoint, if there is one."""
+    """Deletes a checkpoint, if there is one; of a link to one, the link."""
     path = _absolute(path)
-    shutil.rmtree(_set_aside(path), ignore_errors=True)
-    shutil.rmtree(path, ignore_errors=True)
+    _discard(_set_aside(path))
+    _discard(path)
 
 
 def _orbax():
@@ -172,6 +184,31 @@ def _quiet():
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def _uninterrupted():
+    """Lets signals wait until the end of the block.
+
+    Orbax writes in threads, which an exception here would not stop: they would go on in a folder that is
+    being removed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A handler that was not set from Python cannot be put back.
+    before = {number: handler for number, handler in before.items() if handler is not None}
+    for number in before:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)
+
+
 def _absolute(path) -> pathlib.Path:
     return pathlib.Path(os.path.abspath(os.path.expanduser(path)))
 
@@ -183,11 +220,19 @@ def _set_aside(path: pathlib.Path) -> pathlib.Path:
 
 def _replace(staging: pathlib.Path, path: pathlib.Path) -> None:
     aside = _set_aside(path)
-    if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+    if os.path.lexists(path):
+        _discard(aside)
         path.rename(aside)
     staging.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    _discard(aside)
+
+
+def _discard(path: pathlib.Path) -> None:
+    # A link goes, and not what it leads to.
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _existing(path) -> pathlib.Path:

@@ -105,23 +105,26 @@ def map_batches(
 _AXIS = "devices"
 
 
-def _everywhere() -> jax.sharding.Sharding:
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (_AXIS,))
+def _everywhere(devices: list[jax.Device]) -> jax.sharding.Sharding:
+    mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def on_all_devices(tree: Any) -> Any:
     """A whole copy of every array on each device, where a `training_program` wants what does not change."""
-    return jax.device_put(tree, _everywhere())
+    return jax.device_put(tree, _everywhere(jax.local_devices()))
 
 
-def training_program(step: Callable[..., Any], replicated: int) -> Callable[..., Any]:
-    """``step(*replicated, batch)`` on all local devices, each with its part of the batch.
+def training_program(
+    step: Callable[..., Any], replicated: int, *, batch_size: int | None = None
+) -> Callable[..., Any]:
+    """``step(*replicated, batch)`` on local devices, each with its part of the batch.
 
     Args:
         step: gets whole copies of its first arguments; it averages what it returns by `mean_over_devices`,
             so that every device returns the same. Its first argument's buffers are given up.
         replicated: the number of arguments before the batch.
+        batch_size: takes as many devices as can share that many images evenly; by default all devices.
 
     Returns:
         A function of the same arguments whose batch is a pytree of host arrays [B, ...].
@@ -130,8 +133,13 @@ def training_program(step: Callable[..., Any], replicated: int) -> Callable[...,
         ValueError: (when called) a batch that the devices cannot share evenly.
     """
     axes = (None,) * replicated + (0,)
-    program = jax.pmap(step, axis_name=_AXIS, in_axes=axes, out_axes=None, donate_argnums=0)
-    devices = device_count()
+    taking = jax.local_devices()
+    if batch_size is not None:
+        taking = taking[: max(n for n in range(1, len(taking) + 1) if batch_size % n == 0)]
+    program = jax.pmap(
+        step, axis_name=_AXIS, in_axes=axes, out_axes=None, donate_argnums=0, devices=taking
+    )
+    devices = len(taking)
 
     def cut(array):
         array = np.asarray(array)
@@ -141,7 +149,7 @@ def training_program(step: Callable[..., Any], replicated: int) -> Callable[...,
             )
         return array.reshape(devices, -1, *array.shape[1:])
 
-    everywhere = _everywhere()
+    everywhere = _everywhere(taking)
 
     def place(leaf):
         # An array in another place would be copied at every step, and compile the program once more.

@@ -28,6 +28,7 @@ CHOICES = {
     "sampling.sampler": ("heun", "ode", "ancestral"),
     "expert.kind": ("vdm", "edm"),
     "shards.model": ("merged", "low", "high"),
+    "training.schedule": ("cosine", "constant"),
     "classifier.fill": ("background", "mirror"),
     "metric.kind": ("classifier", "inception", "none"),
     "moe.base": ("checkpoint", "fresh"),

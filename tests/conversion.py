@@ -54,19 +54,40 @@ def torch_checkpoint(name: str, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def flax_state(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """A fixture's network as a flax train state."""
-    nested: dict = {}
-    for key, value in public.weights(name).items():
-        *parts, leaf = key.split("/")
-        node = nested
-        for part in parts:
-            node = node.setdefault(part, {})
-        node[leaf] = value
+def flax_state(name: str, folder: pathlib.Path, averaged: float | None = None) -> pathlib.Path:
+    """A fixture's network as a flax train state; with `averaged`, a factor, these are its online weights."""
+
+    def nested(factor: float) -> dict:
+        tree: dict = {}
+        for key, value in public.weights(name).items():
+            *parts, leaf = key.split("/")
+            node = tree
+            for part in parts:
+                node = node.setdefault(part, {})
+            node[leaf] = np.float32(factor) * value
+        return tree
+
+    tree = {
+        "step": np.int64(7),
+        "ema_params": nested(1 if averaged is None else averaged),
+        "opt_state": {"0": {}},
+    }
+    if averaged is not None:
+        tree["params"] = nested(1)
     path = folder / f"{name}.flax"
-    path.write_bytes(
-        foreign_files.flax_file({"step": np.int64(7), "ema_params": nested, "opt_state": {"0": {}}})
-    )
+    path.write_bytes(foreign_files.flax_file(tree))
+    return path
+
+
+def wide_checkpoint(folder: pathlib.Path) -> pathlib.Path:
+    """A PyTorch VDM with few layers of 256 channels, 45 MB of zeros, in a folder with its config.yaml."""
+    described = public.description("vdm_torch_tiny")
+    wide = described["config"] | {"embedding_dim": 256}
+    shapes = {k: [n if n % 16 else 16 * n for n in shape] for k, shape in described["params"].items()}
+    folder.mkdir()
+    path = folder / "wide.pt"
+    path.write_bytes(foreign_files.zip_file({k: np.zeros(s, np.float32) for k, s in shapes.items()}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(wide))
     return path
 
 
@@ -75,12 +96,24 @@ def run(*arguments: str | pathlib.Path) -> int:
     return main([str(a) for a in arguments])
 
 
+def environment() -> dict[str, str]:
+    """For processes of their own, which find the packages here."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def start(*arguments: str | pathlib.Path, cwd: pathlib.Path) -> subprocess.Popen:
+    """The command line in a process of its own, running."""
+    command = [sys.executable, "-m", "checkpoints_convert", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
 def run_apart(*arguments: str | pathlib.Path, cwd: pathlib.Path) -> subprocess.CompletedProcess:
     """The command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "checkpoints_convert", *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,10 +1,13 @@
 """Checkpoints: exact, atomic, and clear about what is wrong."""
 
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import shutil
+import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -69,14 +72,19 @@ def test_no_dotfiles_inside_so_that_a_wheel_can_carry_it(saved):
     assert not [p for p in saved.rglob("*") if p.name.startswith(".")]
 
 
-def test_read_only_directory_can_be_loaded(saved):
-    for folder in (saved, saved / "arrays"):
-        folder.chmod(0o555)
+def test_loading_writes_nothing_so_that_a_read_only_checkpoint_will_do(saved):
+    # Permissions do not stop root; a folder's time changes with every file that comes or goes, for anybody.
+    places = [saved, *saved.rglob("*")]
+    for place in places:
+        os.utime(place, ns=(10**18, 10**18))
+        place.chmod(0o555 if place.is_dir() else 0o444)
     try:
         assert_equal_trees(checkpoint.load(saved, make_state()), make_state())
+        assert [saved, *saved.rglob("*")] == places
+        assert {place.stat().st_mtime_ns for place in places} == {10**18}
     finally:
-        for folder in (saved, saved / "arrays"):
-            folder.chmod(0o755)
+        for place in places:
+            place.chmod(0o755)
 
 
 def test_existing_checkpoint_is_kept_unless_overwriting(saved):
@@ -96,6 +104,59 @@ def test_failed_overwrite_leaves_the_old_checkpoint(saved, monkeypatch):
         checkpoint.save(saved, {"a": np.ones(2)}, {}, overwrite=True)
     assert_equal_trees(checkpoint.load(saved, make_state()), make_state())
     assert os.listdir(saved.parent) == ["expert"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_orbax_s_threads_have_written(tmp_path, monkeypatch, number):
+    class Stopped(BaseException):
+        pass
+
+    class Slow:
+        """Writes, is interrupted, and its threads write again."""
+
+        class Context(contextlib.nullcontext):
+            memory = types.SimpleNamespace()
+
+        @staticmethod
+        def save(folder, _):
+            folder.mkdir()
+            os.kill(os.getpid(), number)
+            (folder / "late").write_text("")
+            order.append("written")
+
+    def stop(*_):
+        order.append("stopped")
+        raise Stopped
+
+    order: list[str] = []
+    monkeypatch.setattr(checkpoint, "_orbax", lambda: Slow)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            checkpoint.save(tmp_path / "a", {"w": np.ones(2)}, {})
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert order == ["written", "stopped"] and os.listdir(tmp_path) == []
+
+
+def test_a_link_to_a_checkpoint_is_replaced_and_not_what_it_leads_to(saved):
+    link = saved.parent / "link"
+    link.symlink_to(saved, target_is_directory=True)
+    checkpoint.save(link, {"a": np.ones(2)}, {"new": True}, overwrite=True)
+    assert sorted(os.listdir(saved.parent)) == ["expert", "link"] and not link.is_symlink()
+    assert checkpoint.load_metadata(link) == {"new": True}
+    assert_equal_trees(checkpoint.load(saved, make_state()), make_state())
+
+
+def test_what_is_no_checkpoint_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(ValueError, match="is not a checkpoint, so it is not replaced"):
+            checkpoint.save(tmp_path / name, {"a": np.ones(2)}, {}, overwrite=True)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "file", "folder"]
 
 
 def test_kill_between_the_two_renames_of_an_overwrite_loses_nothing(saved, monkeypatch):

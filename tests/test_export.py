@@ -16,6 +16,12 @@ from jaxmerge.noise import PixelScale
 from tests import conversion, public
 from tests.conversion import run
 
+FIXTURES = (
+    *("edm_ddpmpp_tiny", "edm_ncsnpp_tiny", "ve_ncsnpp_tiny", "edm_ddpmpp_cond_tiny", "edm_adm_cond_tiny"),
+    *("vdm_torch_tiny", "vdm_torch_attn_tiny"),
+)
+ROUND = ("expert", "native_range", "parameters", "weights", "training_step", "learned_schedule")
+
 
 @pytest.mark.parametrize("name", ["digits_edm", "digits_vdm"])
 def test_a_round_trip_is_bit_exact(name, tmp_path):
@@ -29,19 +35,23 @@ def test_a_round_trip_is_bit_exact(name, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(
-            "edm_ddpmpp_tiny",
-            "edm_ncsnpp_tiny",
-            "ve_ncsnpp_tiny",
-            "edm_ddpmpp_cond_tiny",
-            "edm_adm_cond_tiny",
-        ),
-        *("vdm_torch_tiny", "vdm_torch_attn_tiny"),
-    ],
-)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_every_torch_network_comes_back_bit_for_bit(name, tmp_path):
+    torch = name.startswith("vdm")
+    path = (conversion.torch_checkpoint if torch else conversion.edm_pickle)(name, tmp_path)
+    size = ("--size", 8) if torch else ()
+    assert run(path, tmp_path / "a", "--no-check", *size) == 0
+    assert run("--export", tmp_path / "a", tmp_path / "a.safetensors") == 0
+    assert run(tmp_path / "a.safetensors", tmp_path / "b", "--no-check") == 0
+    first, second = conversion.metadata(tmp_path / "a"), conversion.metadata(tmp_path / "b")
+    assert {k: first[k] for k in ROUND} == {k: second[k] for k in ROUND}
+    trees = [jax.tree.leaves_with_path(io.load_expert(tmp_path / name)) for name in "ab"]
+    assert [k for k, _ in trees[0]] == [k for k, _ in trees[1]]
+    for (key, ours), (_, theirs) in zip(*trees, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=str(key))
+
+
+@pytest.mark.parametrize("name", FIXTURES)
 def test_the_state_dict_is_the_public_one(name):
     expert = public.vdm_torch(name) if name.startswith("vdm") else public.edm(name)
     _, arrays, _ = state_dict(expert)
@@ -49,6 +59,7 @@ def test_the_state_dict_is_the_public_one(name):
     assert set(arrays) == set(public_arrays)
     for key, value in public_arrays.items():
         assert arrays[key].dtype == np.float32 and arrays[key].flags.c_contiguous
+        assert arrays[key].shape == value.shape, key
         np.testing.assert_allclose(
             arrays[key], value, rtol=2e-7 if key.startswith("gamma") else 0, err_msg=key
         )
@@ -80,6 +91,36 @@ def test_the_origin_survives_the_way_out_and_back(tmp_path):
     assert "CC BY-NC-SA" in first["licence"] and first["data_set"] == "CIFAR-10"
     for key in ("licence", "data_set", "weights", "expert", "native_range", "parameters"):
         assert first[key] == second[key], key
+
+
+def test_a_learned_schedule_that_ended_where_it_began_is_exported(tmp_path):
+    weights = public.weights("vdm_torch_attn_tiny")
+    weights |= {"gamma.w": np.array(5 - -13.3, np.float32), "gamma.b": np.array(-13.3, np.float32)}
+    expert = public.vdm_torch("vdm_torch_attn_tiny").replace(native_range=(-13.3, 5.0))
+    assert "gamma.w" not in state_dict(expert)[1]
+    arrays = state_dict(expert, learned=True)[1]
+    for name in ("gamma.w", "gamma.b"):
+        assert arrays[name].shape == () and arrays[name] == weights[name]
+    path = conversion.torch_checkpoint("vdm_torch_attn_tiny", tmp_path)
+    assert run(path, tmp_path / "a", "--size", 8, "--no-check") == 0
+    assert conversion.metadata(tmp_path / "a")["learned_schedule"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--kind", "vdm-torch"), "exported edm"),
+        (("--weights", "online"), "one set of weights only"),
+        (("--size", 64), "images are 8x8"),
+        (("--config", "x.yaml"), "--config is for a PyTorch VDM"),
+        (("--kind", "nonsense"), "--kind must be one of"),
+        (("--name", "vdm-cifar10"), "--kind or --name says vdm-flax"),
+    ],
+)
+def test_what_contradicts_an_exported_file_is_refused(options, words, exported, tmp_path, capsys):
+    assert run(exported, tmp_path / "out", *options) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_the_flax_flavour_is_refused_by_name(tmp_path, capsys):

@@ -19,7 +19,7 @@ from jaxmerge.training import classifier as training
 
 @pytest.fixture(scope="module")
 def classifier():
-    return metric.load_digits_classifier()
+    return metric.shipped("digits_classifier")
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +203,12 @@ def test_shipped_classifier_is_right_on_98_percent_of_held_out_images(classifier
     data = digits.load(split)
     measured = metric.accuracy(classifier, data.images, data.labels)
     assert measured >= 0.98
-    recorded = checkpoint.load_metadata(metric.digits_classifier_path())
+    recorded = checkpoint.load_metadata(metric.shipped_path("digits_classifier"))
     np.testing.assert_allclose(measured, recorded[f"{split}_accuracy"], atol=1.5 / len(data.images))
 
 
 def test_shipped_asset_is_small_and_says_where_it_comes_from():
-    path = pathlib.Path(metric.digits_classifier_path())
+    path = pathlib.Path(metric.shipped_path("digits_classifier"))
     assert sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) <= 300_000
     record = checkpoint.load_metadata(str(path))
     assert record["command"] == "python main.py --config configs/digits_classifier.py"
@@ -266,7 +266,7 @@ def test_score_of_real_digits_is_above_that_of_noise(classifier):
 
 
 def test_names_claim_no_imagenet_metric():
-    assert metric.FRECHET_NAME == "Fréchet distance, digits classifier"
+    assert metric.frechet_name("digits") == "Fréchet distance, digits classifier"
     assert metric.SCORE_NAME == "classifier score"
 
 
@@ -279,7 +279,7 @@ def test_shifts_move_the_image_and_fill_with_background():
 
 
 def test_smoothed_loss_is_the_mixed_cross_entropy():
-    model = metric.build(0)
+    model = metric.build(metric.DIGITS, seed=0)
     data = digits.load("validation")
     images, labels = data.images[:16], data.labels[:16]
     log_p = np.asarray(jax.nn.log_softmax(metric.logits(model, images)))
@@ -288,13 +288,18 @@ def test_smoothed_loss_is_the_mixed_cross_entropy():
     np.testing.assert_allclose(smoothed(model, images, labels), want, rtol=1e-5)
 
 
+def splits():
+    return {split: digits.load(split) for split in digits.SPLITS}
+
+
 def test_short_training_learns_is_saved_and_is_a_function_of_its_seed(tmp_path):
     path, seen = str(tmp_path / "classifier"), []
     arguments = {"steps": 60, "batch_size": 64, "learning_rate": 3e-3, "seed": 7}
-    first = training.train_digits_classifier(
-        **arguments, path=path, on_progress=lambda step, m: seen.append(step)
+    data = splits()
+    first = training.train_classifier(
+        data, **arguments, path=path, on_progress=lambda step, m: seen.append(step)
     )
-    second = training.train_digits_classifier(**arguments)
+    second = training.train_classifier(data, **arguments)
     assert first.metadata == second.metadata and seen == [60]
     assert first.metadata["validation_accuracy"] > 0.5
     json.dumps(first.metadata)
@@ -308,9 +313,9 @@ def test_short_training_learns_is_saved_and_is_a_function_of_its_seed(tmp_path):
 @pytest.mark.parametrize("key,value", [("steps", 0), ("batch_size", 0), ("learning_rate", 0.0)])
 def test_bad_training_settings_are_refused(key, value):
     with pytest.raises(ValueError, match=f"classifier.{key}"):
-        training.train_digits_classifier(**{key: value})
+        training.train_classifier({}, **{key: value})
 
 
 def test_a_diverging_training_says_so():
     with pytest.raises(ValueError, match=r"lower classifier\.learning_rate"):
-        training.train_digits_classifier(steps=3, batch_size=4, learning_rate=1e30)
+        training.train_classifier(splits(), steps=3, batch_size=4, learning_rate=1e30)

@@ -160,6 +160,18 @@ def test_safetensors_files_are_read_with_their_texts(tmp_path, dtype):
     assert_equal(contents.tree, arrays)
 
 
+def test_safetensors_files_of_every_header_length_are_read(tmp_path):
+    # The first byte is the header's length modulo 256, so it looks like a pickle, a map of flax, or a letter.
+    header = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    values = np.float32([1, 2])
+    text = json.dumps(header).encode()
+    for length in range(len(text), len(text) + 256):
+        data = files.safetensors_file(text.ljust(length), values.tobytes())
+        contents = read(written(tmp_path, data))
+        assert contents.container == "safetensors", f"length {length}, first byte {data[0]:#x}"
+        assert_equal(contents.tree, {"w": values})
+
+
 @pytest.mark.parametrize("prefix", ["archive", "a name with spaces", "ckpt-7"])
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_torch_zip_may_be_packed_again_under_any_name(tmp_path, prefix, method):

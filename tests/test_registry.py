@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from rich.console import Console
 
-from checkpoints_convert import download, registry
+from checkpoints_convert import download, kinds, registry
 from checkpoints_convert.kinds import KINDS
 from tests import conversion, public
 from tests.conversion import run
@@ -207,17 +207,18 @@ def test_an_unknown_name_offers_the_nearest(capsys, tmp_path):
 
 
 def test_files_that_no_program_can_fetch_say_how_to_get_them(capsys, tmp_path):
-    assert run("idode-cifar10-sp", tmp_path / "x") == 1
+    assert run("idode-cifar10-vp", tmp_path / "x") == 1
     error = capsys.readouterr().err
-    assert "drive.google.com" in error and "--name idode-cifar10-sp" in error
+    assert "drive.google.com" in error and "--name idode-cifar10-vp" in error
 
 
 def test_the_name_of_a_local_file_gives_kind_and_data_set(tmp_path):
-    path = conversion.flax_state("idode_sp_tiny", tmp_path)
-    assert run(path, tmp_path / "out", "--size", 8, "--name", "idode-cifar10-sp", "--no-check") == 0
+    path = conversion.flax_state("idode_vp_tiny", tmp_path)
+    assert run(path, tmp_path / "out", "--size", 8, "--name", "idode-cifar10-vp", "--no-check") == 0
     record = conversion.metadata(tmp_path / "out")
-    assert record["source"]["kind"] == "idode-sp" and record["data_set"] == "CIFAR-10"
-    assert record["expert"]["schedule"] == "SP" and record["source"]["name"] == "idode-cifar10-sp"
+    assert record["source"]["kind"] == "idode-vp" and record["data_set"] == "CIFAR-10"
+    assert record["expert"]["prediction"] == "velocity" and record["source"]["name"] == "idode-cifar10-vp"
+    assert record["licence"].startswith("Apache-2.0 (code); none stated for the weights")
 
 
 def test_a_local_file_that_is_not_the_named_one_is_refused(tmp_path, capsys):
@@ -225,7 +226,33 @@ def test_a_local_file_that_is_not_the_named_one_is_refused(tmp_path, capsys):
     assert "another SHA-256 (expected 6726825d" in capsys.readouterr().err
 
 
-def test_the_list_shows_every_file(capsys):
+def test_the_list_shows_every_file_with_its_network_and_licence(capsys):
     assert run("--list") == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in registry.ENTRIES)
+    shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    shown = {name.strip(): about for name, about in shown.items()}
+    assert list(shown) == list(registry.ENTRIES)
+    for name, entry in registry.ENTRIES.items():
+        assert entry.data_set in shown[name] and entry.network in shown[name] and entry.network, name
+        assert entry.short_licence in shown[name], name
+    assert "DDPM++, EDM preconditioning" in shown["edm-cifar10-32x32-uncond-vp"]
+    assert "none stated for the weights" in shown["idode-cifar10-vp"]
+
+
+def test_the_page_and_the_list_agree_on_licences():
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    for row in rows:
+        names = re.findall(r"`([a-z0-9-]+)`", row)
+        licences = {registry.ENTRIES[name].short_licence for name in names if name in registry.ENTRIES}
+        assert not licences or licences == {row.split("|")[-2].strip()}, row
+
+
+def test_a_known_file_that_cannot_be_converted_is_refused_with_the_reason(capsys, tmp_path):
+    name = "baseline-imagenet-64x64-cond-adm"
+    for arguments in ((name, tmp_path / "x"), ("--inspect", name), ("a.pkl", tmp_path / "x", "--name", name)):
+        assert run(*arguments) == 1
+        error = capsys.readouterr().err
+        assert f"{name} cannot be converted" in error and "iDDPMPrecond" in error and error.count("\n") == 1
+
+
+def test_every_kind_has_a_maker():
+    assert set(kinds._MAKERS) == set(registry.KINDS)

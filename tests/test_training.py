@@ -276,8 +276,9 @@ def test_ema_warms_up_and_is_the_weighted_mean_of_the_weights(train_set):
     state = step.initial_state(linear(0.2), optimizer)
     loss_fn = functools.partial(objectives.vdm_loss, scale=SCALE)
     ema = np.asarray(state.ema.weight)
+    program = step.make_program(loss_fn, optimizer, batch_size=len(train_set), ema_decay=0.999)
     for s in range(3):
-        state, _ = step.train_step(state, train_set.images, KEY, 0.999, loss_fn=loss_fn, optimizer=optimizer)
+        state, _ = program(state, KEY, train_set.images)
         d = min(0.999, (1 + s) / (10 + s))
         ema = d * ema + (1 - d) * np.asarray(state.expert.weight)
     assert int(state.step) == 3
@@ -401,15 +402,19 @@ def test_best_validation_weights_are_kept_apart(tmp_path, train_set):
     def scripted(expert):
         return {"loss": next(figures)}
 
+    better = []
     result = run(
         tmp_path,
         train_set,
         evaluate=scripted,
         eval_every=5,
+        on_best=lambda found: better.append((found.record["steps_done"], np.asarray(found.expert.weight))),
         on_eval=lambda done, ema: seen.append((done, np.asarray(ema.weight))),
     )
     assert [done for done, _ in seen] == [5, 10, 15, 20, 25, 30]
-    assert result.record["best_step"] == 10
+    assert [done for done, _ in better] == [5, 10]
+    np.testing.assert_array_equal(better[1][1], seen[1][1])
+    assert result.record["best_step"] == 10 and result.record["steps_done"] == 30
     assert result.record["validation"] == {"step": 10, "loss": 1.0}
     np.testing.assert_array_equal(result.expert.weight, seen[1][1])
     np.testing.assert_array_equal(result.last.weight, seen[5][1])
@@ -473,16 +478,17 @@ def tiny(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vdm", "edm"])
 def test_recipe_trains_and_its_checkpoint_is_the_best_expert(tmp_path, train_set, kind):
-    settings = {"steps": 6, "batch_size": 16, "learning_rate": 1e-3, "save_every": 3, "eval_every": 3}
     result = recipes.train_expert(
         tiny(kind),
+        recipes.Recipe(steps=6, batch_size=16, learning_rate=1e-3),
         train_set,
         train_set,
         workdir=tmp_path / "run",
         export=tmp_path / "shipped",
         command="python main.py",
         log=lambda line: None,
-        **settings,
+        save_every=3,
+        eval_every=3,
     )
     z, gamma = jax.random.normal(KEY, (3, 8, 8, 1)), jnp.array([-6.0, 0.0, 4.0])
     for path in (tmp_path / "run" / "expert", tmp_path / "shipped"):
@@ -497,6 +503,4 @@ def test_recipe_trains_and_its_checkpoint_is_the_best_expert(tmp_path, train_set
 def test_recipe_refuses_images_that_do_not_fit(tmp_path, train_set):
     description = {**tiny("vdm"), "shape": [16, 16, 1]}
     with pytest.raises(ValueError, match=r"images must have the shape \[B, 16, 16, 1\], got \[60, 8, 8, 1\]"):
-        recipes.train_expert(
-            description, train_set, train_set, workdir=tmp_path, steps=1, batch_size=1, learning_rate=1e-3
-        )
+        recipes.train_expert(description, recipes.Recipe(1, 1, 1e-3), train_set, train_set, workdir=tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.kinds.source import Source, number, whole, wholes, word
+from checkpoints_convert.kinds.source import Asked, Source, number, whole, wholes, word
 from checkpoints_convert.names import edm as names
 from checkpoints_convert.readers import Contents, Module, module_arrays
 from checkpoints_convert.readers.faults import shown
@@ -45,14 +45,14 @@ def _network(contents: Contents) -> Module | None:
     return tree if isinstance(tree, Module) else None
 
 
-def source(contents: Contents, *, kind: str, weights: str, **_: Any) -> Source:
+def source(contents: Contents, kind: str, asked: Asked) -> Source:
     """The network of an EDM pickle.
 
     Raises:
         ValueError: another network or preconditioner than those above, settings of theirs that are not
             supported, or online weights, which these files do not have.
     """
-    if weights != "ema":
+    if asked.weights == "online":
         raise ValueError("an EDM pickle has EMA weights only; leave --weights out.")
     outer = _network(contents)
     preconditioner = _PRECONDITIONERS.get(outer.class_name)

@@ -1,8 +1,6 @@
 """The state dict of FID's Inception-v3, in pytorch-fid's and torch-fidelity's files alike."""
 
-from typing import Any
-
-from checkpoints_convert.kinds.source import Source
+from checkpoints_convert.kinds.source import Asked, Source
 from checkpoints_convert.names import inception as names
 from checkpoints_convert.readers import Contents, flatten
 
@@ -18,8 +16,14 @@ def _is_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
 
 
-def source(contents: Contents, *, kind: str, weights: str, **_: Any) -> Source:
-    """Inception's weights."""
+def source(contents: Contents, kind: str, asked: Asked) -> Source:
+    """Inception's weights.
+
+    Raises:
+        ValueError: one of several sets of weights was asked for.
+    """
+    if asked.weights is not None:
+        raise ValueError("a file of Inception has one set of weights only; leave --weights out.")
     arrays = flatten(contents.tree, ".")
     counters = sum(map(_is_counter, arrays))
     notes = (f"left out on purpose: {counters} counters of batch normalisation",) if counters else ()

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from checkpoints_convert.kinds import edm
-from checkpoints_convert.kinds.source import Source, number, whole
+from checkpoints_convert.kinds.source import Asked, Source, number, whole
 from checkpoints_convert.names import vdm as vdm_names
 from checkpoints_convert.readers import Contents
 
@@ -24,11 +24,11 @@ def recognised(contents: Contents) -> bool:
     return contents.container == "safetensors" and KEY in contents.metadata
 
 
-def source(contents: Contents) -> Source:
+def source(contents: Contents, asked: Asked) -> Source:
     """The expert that was exported.
 
     Raises:
-        ValueError: a header that does not describe one.
+        ValueError: a header that does not describe one, or that contradicts what was asked for.
     """
     try:
         record = json.loads(contents.metadata[KEY])
@@ -41,11 +41,19 @@ def source(contents: Contents) -> Source:
     carried = {
         k: v for k, v in record.get("provenance", {}).items() if k in CARRIED and isinstance(v, str | int)
     }
+    if asked.kind not in (None, kind):
+        raise ValueError(
+            f"the file is an exported {kind}, and --kind or --name says {asked.kind}; leave it out."
+        )
+    weights = str(carried.get("weights", "unknown"))
+    if asked.weights not in (None, weights.lower()):
+        raise ValueError(f"the file has one set of weights only ({weights}); leave --weights out.")
     if kind == "edm":
         found = edm.from_description(kind, description, contents.tree)
     else:
         found = Source(kind, description, contents.tree, vdm_names.torch_vdm, vdm_names.is_schedule, "")
-    return found._replace(weights="as exported", carried=carried)
+    learned = "gamma.w" in contents.tree
+    return found._replace(weights="as exported", carried=carried, learned=learned)
 
 
 def _check(kind: str, description: dict[str, Any], arrays: int) -> None:

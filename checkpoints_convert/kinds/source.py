@@ -13,6 +13,25 @@ from checkpoints_convert.readers.faults import shown
 LARGEST = 100_000
 
 
+class Asked(NamedTuple):
+    """What a user says of a file.
+
+    Attributes:
+        kind: one of `KINDS`, or None to find out.
+        weights: "ema" or "online" where a file has both; None means "ema", and leaves it to the file.
+        size: height and width of a VDM's images, which its file does not say; None means 32.
+        config: gives the settings of the run that wrote a torch VDM, at any depth, which say what shapes
+            cannot; None where there are none.
+        config_given: whether the user named the file of these settings.
+    """
+
+    kind: str | None = None
+    weights: str | None = None
+    size: int | None = None
+    config: Callable[[], dict[str, Any] | None] = lambda: None
+    config_given: bool = False
+
+
 class Source(NamedTuple):
     """A recognised file.
 
@@ -27,6 +46,7 @@ class Source(NamedTuple):
         notes: what was assumed, or left out on purpose, in sentences.
         readings: other kinds that the same contents could be, by what to do for them.
         other_weights: whether the file has the other set of weights too.
+        learned: whether the file has a learned noise schedule.
         carried: what the file itself says of its origin (data set, licence, ...), where it says it.
     """
 
@@ -40,6 +60,7 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
     readings: Mapping[str, Reading] = MappingProxyType({})
     other_weights: bool = False
+    learned: bool = False
     carried: Mapping[str, Any] = MappingProxyType({})
 
 

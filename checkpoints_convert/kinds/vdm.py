@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.kinds.source import Source, number, training_step, whole
+from checkpoints_convert.kinds.source import Asked, Source, number, training_step, whole
 from checkpoints_convert.names import vdm as names
 from checkpoints_convert.readers import Contents, flatten
 
 BOUNDS = (-13.3, 5.0)
+SIZE = 32
 ONLY = "the only ones"
 _NOT_TAKEN = "left out on purpose: the optimiser's state and the other set of weights, where there are any"
 _TORCH_MARK = "model.conv_in.weight"
@@ -48,9 +49,7 @@ def _left_out(name: str) -> bool:
     return names.is_schedule(name) or name in ("initted", "step")
 
 
-def torch_source(
-    contents: Contents, *, kind: str, weights: str, config: dict[str, Any] | None, size: int, **_: Any
-) -> Source:
+def torch_source(contents: Contents, kind: str, asked: Asked) -> Source:
     """The network of a PyTorch VDM checkpoint.
 
     Raises:
@@ -60,12 +59,12 @@ def torch_source(
     for prefix in _prefixes(contents):
         averaged = prefix == "ema." or prefix.endswith("ema_model.")
         sets.setdefault("EMA" if averaged else "online" if prefix else ONLY, prefix)
-    chosen, notes = _chosen(sets, weights), []
+    chosen, notes = _chosen(sets, asked.weights), []
     if chosen == ONLY:
         notes.append("the file does not say whether its weights are averaged (EMA)")
     prefix = sets[chosen]
     arrays = {n.removeprefix(prefix): a for n, a in _flat(contents).items() if n.startswith(prefix)}
-    shapes, found = _torch_shapes(arrays), _settings(config)
+    shapes, found = _torch_shapes(arrays), _settings(asked.config())
     _check_config(found, shapes)
     for name, default in _DEFAULTS.items():
         if name not in found:
@@ -89,7 +88,7 @@ def torch_source(
             "norm_groups": groups,
         },
         **_ranges(arrays, bounds, notes),
-        **_images(shapes["channels"], size, notes),
+        **_images(shapes["channels"], asked.size, notes),
     }
     notes.append(_NOT_TAKEN)
     return Source(
@@ -97,6 +96,7 @@ def torch_source(
         step=training_step(contents.tree),
         notes=tuple(notes),
         other_weights={"EMA", "online"} <= set(sets),
+        learned=any(n in ("gamma.w", "gamma.b") for n in arrays),
     )
 
 
@@ -140,9 +140,9 @@ def _torch_shapes(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     )
 
 
-def _chosen(sets: dict[str, Any], weights: str) -> str:
+def _chosen(sets: dict[str, Any], weights: str | None) -> str:
     """Which of a file's sets of weights is meant."""
-    chosen = ONLY if set(sets) == {ONLY} else "EMA" if weights == "ema" else "online"
+    chosen = ONLY if set(sets) == {ONLY} else "online" if weights == "online" else "EMA"
     if chosen not in sets:
         raise ValueError(f"the file has no {chosen} weights, only {', '.join(sets)}; set --weights.")
     return chosen
@@ -207,7 +207,8 @@ def _ranges(arrays: dict[str, np.ndarray], bounds: tuple[float, float], notes: l
     return {"bounds": bounds, "native_range": native}
 
 
-def _images(channels: int, size: int, notes: list[str]) -> dict[str, Any]:
+def _images(channels: int, size: int | None, notes: list[str]) -> dict[str, Any]:
+    size = size or SIZE
     notes.append(
         f"images are taken to be {size}x{size} (--size) with 256 grey levels, which no VDM file says"
     )
@@ -231,15 +232,47 @@ def _flax_sets(contents: Contents) -> dict[str, dict]:
     }
 
 
-def flax_source(contents: Contents, *, kind: str, given: bool, weights: str, size: int, **_: Any) -> Source:
+def flax_source(contents: Contents, kind: str, asked: Asked) -> Source:
     """The network of a flax train state.
 
     Raises:
         ValueError: no such weights in the file, or an unsupported network or schedule.
     """
     sets, notes = _flax_sets(contents), []
-    chosen = _chosen(sets, weights)
+    chosen = _chosen(sets, asked.weights)
     arrays = flatten(sets[chosen], "/")
+    prediction, schedule = _READINGS[kind]
+    description = {
+        "kind": "vdm",
+        "architecture": _flax_architecture(arrays),
+        **_ranges(arrays, BOUNDS, notes),
+        "prediction": prediction,
+        "schedule": schedule,
+    }
+    description |= _images(description["architecture"]["channels"], asked.size, notes)
+    if asked.kind is None:
+        notes.append(
+            "files of i-DODE look the same, but their networks predict a velocity: if this is one, give --kind "
+            "idode-vp or idode-sp"
+        )
+    notes.append(_NOT_TAKEN)
+    readings = {
+        f"--kind {other}": (("prediction", p), ("schedule", s))
+        for other, (p, s) in _READINGS.items()
+        if (p, s) != (prediction, schedule) and other != "idode-noise"
+    }
+    return Source(
+        *(kind, description, arrays, names.flax_vdm, names.is_schedule),
+        chosen,
+        step=training_step(contents.tree),
+        notes=tuple(notes),
+        readings=readings,
+        other_weights={"EMA", "online"} <= set(sets),
+        learned=any(n in ("gamma/w", "gamma/b") for n in arrays),
+    )
+
+
+def _flax_architecture(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     first, last = (arrays.get(f"score_model/{name}/kernel") for name in ("conv_in", "conv_out"))
     shapes = _shapes(
         None if first is None else first.shape[2:],
@@ -258,37 +291,10 @@ def flax_source(contents: Contents, *, kind: str, given: bool, weights: str, siz
             "a VDM of flax must have a dense layer dense0 of as many inputs as channels, or one more, and a multiple "
             "of 32 channels; the file is damaged or of another architecture."
         )
-    prediction, schedule = _READINGS[kind]
-    description = {
-        "kind": "vdm",
-        "architecture": {
-            **shapes,
-            "fourier": (6, 7) if shapes["fourier"] else (),
-            "fourier_order": "channel",
-            "norm_epsilon": 1e-6,
-            "pad_conditioning": dense.shape[0] - shapes["width"],
-        },
-        **_ranges(arrays, BOUNDS, notes),
-        **_images(shapes["channels"], size, notes),
-        "prediction": prediction,
-        "schedule": schedule,
+    return {
+        **shapes,
+        "fourier": (6, 7) if shapes["fourier"] else (),
+        "fourier_order": "channel",
+        "norm_epsilon": 1e-6,
+        "pad_conditioning": dense.shape[0] - shapes["width"],
     }
-    if not given:
-        notes.append(
-            "files of i-DODE look the same, but their networks predict a velocity: if this is one, give --kind "
-            "idode-vp or idode-sp"
-        )
-    notes.append(_NOT_TAKEN)
-    readings = {
-        f"--kind {other}": (("prediction", p), ("schedule", s))
-        for other, (p, s) in _READINGS.items()
-        if (p, s) != (prediction, schedule) and other != "idode-noise"
-    }
-    return Source(
-        *(kind, description, arrays, names.flax_vdm, names.is_schedule),
-        chosen,
-        step=training_step(contents.tree),
-        notes=tuple(notes),
-        readings=readings,
-        other_weights={"EMA", "online"} <= set(sets),
-    )

@@ -14,11 +14,15 @@ import stat
 from checkpoints_convert.readers.edm_files import module_arrays, read_edm
 from checkpoints_convert.readers.faults import OFFICIAL, Budget, Fault, RefusedGlobal, shown
 from checkpoints_convert.readers.flax_files import read_flax
-from checkpoints_convert.readers.safetensors_files import header_length, read_safetensors
+from checkpoints_convert.readers.safetensors_files import (
+    header_length,
+    plausible_header,
+    read_safetensors,
+)
 from checkpoints_convert.readers.torch_files import read_legacy, read_zip
 from checkpoints_convert.readers.trees import Contents, Module, flatten
 
-__all__ = ["Contents", "Module", "flatten", "module_arrays", "read"]
+__all__ = ["Contents", "Module", "flatten", "mapped", "module_arrays", "read"]
 
 STEPS = 500_000  # opcodes of pickles, or values of msgpack; public files need about 100,000
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -40,7 +44,7 @@ def read(path: str | os.PathLike) -> Contents:
             says what was expected, what was found and what to do.
     """
     try:
-        return _contents(path, _mapped(path))
+        return _contents(path, mapped(path))
     except Fault as fault:
         found, advice = fault.found, fault.advice
     except (MemoryError, RecursionError, OverflowError) as error:
@@ -48,8 +52,12 @@ def read(path: str | os.PathLike) -> Contents:
     raise ValueError(f"cannot read {shown(os.fspath(path), 300)}: {found}; {advice}.")
 
 
-def _mapped(path: str | os.PathLike) -> memoryview:
-    """The whole file, read-only."""
+def mapped(path: str | os.PathLike) -> memoryview:
+    """The whole file, read-only.
+
+    Raises:
+        Fault: no such file, an empty one, or none that is a regular file.
+    """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
@@ -72,6 +80,8 @@ def _mapped(path: str | os.PathLike) -> memoryview:
 def _contents(path: str | os.PathLike, data: memoryview) -> Contents:
     budget = Budget(STEPS)
     start = bytes(data[:64])
+    if plausible_header(data):  # first: the length in its first byte may look like any other kind
+        return Contents("safetensors", *read_safetensors(path, data))
     if start.startswith((b"PK\3\4", b"PK\5\6")):
         return Contents("torch zip", read_zip(data, budget), {})
     if start[:1] == b"\x80" and _LEGACY_MAGIC in (start[2:15], start[11:24]):  # without and with a frame
@@ -81,8 +91,7 @@ def _contents(path: str | os.PathLike, data: memoryview) -> Contents:
     if start[0] in _MAPS:
         return Contents("flax msgpack", read_flax(data, budget), {})
     if header_length(data) is not None:
-        arrays, metadata = read_safetensors(path, data)
-        return Contents("safetensors", arrays, metadata)
+        return Contents("safetensors", *read_safetensors(path, data))
     raise _foreign(data, budget)
 
 

@@ -34,6 +34,16 @@ def header_length(data: memoryview) -> int | None:
     return length if len(data) > 8 and data[8:9] == b"{" and length < 2**40 else None
 
 
+def plausible_header(data: memoryview) -> bool:
+    """Whether the file begins like safetensors, with a header that it can hold."""
+    length = header_length(data)
+    return length is not None and length <= _longest(data)
+
+
+def _longest(data: memoryview) -> int:
+    return min(_HEADER, len(data) - 8)
+
+
 def read_safetensors(
     path: str | os.PathLike, data: memoryview
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -47,7 +57,7 @@ def read_safetensors(
         Fault: the file is damaged.
     """
     length = header_length(data)
-    if length > min(_HEADER, len(data) - 8):
+    if length > _longest(data):
         raise Fault(
             f"expected a header of safetensors of at most {_HEADER} bytes, got {length} of {len(data)}"
         )

@@ -31,6 +31,15 @@ class _Entry(NamedTuple):
     start: int  # of its local header
 
 
+def names(data: memoryview) -> list[str]:
+    """Names of all files in a zip file, from its directory alone.
+
+    Raises:
+        Fault: the directory is damaged.
+    """
+    return [entry.name for entry in _central(data, *_directory(data))]
+
+
 def entries(data: memoryview) -> dict[str, memoryview]:
     """name -> bytes of every file in a zip file.
 

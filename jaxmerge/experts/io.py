@@ -103,7 +103,7 @@ def load_expert(path: str | pathlib.Path) -> Expert:
 def shipped_names() -> list[str]:
     """Names of the experts that come with the package."""
     root = importlib.resources.files("jaxmerge") / "assets"
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and p.name != "digits_classifier")
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.endswith("_classifier"))
 
 
 def shipped_path(name: str) -> pathlib.Path:
@@ -118,5 +118,5 @@ def shipped_path(name: str) -> pathlib.Path:
 
 
 def shipped(name: str) -> Expert:
-    """An expert that comes with the package: "digits_vdm" or "digits_edm"."""
+    """An expert that comes with the package, see `shipped_names`."""
     return load_expert(shipped_path(name))

@@ -54,6 +54,8 @@ class VDMUNet(nnx.Module):
         fourier_order: see `fourier_features`.
         heads: attention heads.
         attention_everywhere: one attention after the ResBlock of each down and up block.
+        mid_attention: attention between the two middle ResBlocks; its cost grows with the fourth power of
+            the images' side.
         norm_groups, norm_epsilon: of every GroupNorm.
         pad_conditioning: constant zeros appended to the time embedding.
         dropout: rate inside the ResBlocks, active where a key is given.
@@ -69,6 +71,7 @@ class VDMUNet(nnx.Module):
         fourier_order: str = "frequency",
         heads: int = 1,
         attention_everywhere: bool = False,
+        mid_attention: bool = True,
         norm_groups: int = 32,
         norm_epsilon: float = 1e-5,
         pad_conditioning: int = 0,
@@ -101,7 +104,9 @@ class VDMUNet(nnx.Module):
         self.conv_in = conv3(channels * (1 + 2 * len(self.fourier)), width, rngs)
         self.down = nnx.List([block(width) for _ in range(depth)])
         self.down_attention = attentions(depth)
-        self.mid0, self.mid_attention, self.mid1 = block(width), attention(), block(width)
+        self.mid0 = block(width)
+        self.mid_attention = attention() if mid_attention else None
+        self.mid1 = block(width)
         self.up = nnx.List([block(2 * width) for _ in range(depth + 1)])
         self.up_attention = attentions(depth + 1)
         self.norm_out = GroupNorm(width, norm_groups, norm_epsilon)
@@ -123,7 +128,9 @@ class VDMUNet(nnx.Module):
             skips.append(h)
         n = len(self.down)
         h = self.mid0(h, cond, key=fold(key, n))
-        h = self.mid1(self.mid_attention(h), cond, key=fold(key, n + 1))
+        if self.mid_attention is not None:
+            h = self.mid_attention(h)
+        h = self.mid1(h, cond, key=fold(key, n + 1))
         for i, block in enumerate(self.up):
             h = block(jnp.concatenate([h, skips.pop()], axis=-1), cond, key=fold(key, n + 2 + i))
             if self.up_attention is not None:

@@ -26,6 +26,7 @@
                              where it is left away (see ``report/quality.py``)
     floor                    {"frechet", "frechet_se", "n_images"}: the test images' own distance; optionally
                              "what", which says more exactly whose
+    columns, gate_weights, gate_slices, slices, collapse, gates, tuning, narrative    of mixtures, see ``report/moe.py``
     training                 series {name: {"step", "value"}}, unit
     definitions              {column: text}, replaces `tables.DEFINITIONS` entry by entry
     notes                    [text]: what a reader must know besides
@@ -42,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.report import overview, plots, quality, style, tables
+from jaxmerge.report import moe, overview, plots, quality, style, tables
 from jaxmerge.report.finding import finding as finding
 
 CSS = """
@@ -83,6 +84,7 @@ CAPTIONS = {
     "weights": "Weights of the experts' predictions that minimise the bound at each noise level: free (affine) and "
     "between 0 and 1 (convex). A threshold is the special case that jumps from one to zero.",
     "training": "Losses during training.",
+    **moe.CAPTIONS,
 }
 
 
@@ -118,7 +120,7 @@ def figures(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[st
         drawn["weights"] = plots.weights_per_gamma(results["weights"])
     if results.get("training"):
         drawn["training"] = plots.training_curves(results["training"])
-    return drawn
+    return drawn | moe.figures(results)
 
 
 def has_models(results: dict[str, Any]) -> bool:
@@ -144,7 +146,8 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
 
     sections = [
         ("Two experts and a switch", show("diagram")),
-        ("Likelihood against quality", show("trade_off")),
+        ("What changed, when a mixture helps, when not", moe.narrative(results)),
+        ("Likelihood against quality", show("trade_off") + show("method_plane")),
         ("Samples from the same noise", show("samples")),
         ("Error of the experts over the noise range", show("error_curves")),
         ("The bound at every threshold", show("bound_by_eta")),
@@ -152,6 +155,9 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         ("Terms of the bound", show("bound_terms")),
         ("Best weights per noise level", show("weights")),
         ("Every metric against the threshold", show("all_metrics")),
+        ("Weights of the gates", show("gate_weights") + moe.gates(results)),
+        ("Usage per slice", show("gate_slices") + moe.slices(results)),
+        ("Collapse", show("collapse")),
         ("Training", show("training")),
         ("Measured values", tables.main_table(results) + _remarks(results) if results.get("rows") else ""),
         ("Beside the paper", _published(results)),

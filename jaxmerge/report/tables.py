@@ -87,6 +87,8 @@ def samplers(rows: list[dict[str, Any]]) -> list[str]:
 def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the main table, one line per model."""
     rows = results.get("rows", [])
+    if results.get("columns"):
+        return method_columns(results)
     if not rows or "model" not in rows[0]:
         header = list(dict.fromkeys(key for row in rows for key in row))
         return header, [[plain_cell(row.get(key)) for key in header] for row in rows]
@@ -107,6 +109,21 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         line += [whole(entry.get("n_images")), ", ".join(counts) or "–"]
         cells.append(line)
     return header, cells
+
+
+def method_columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table of methods, whose columns the run chose (see ``report/moe.py``)."""
+
+    def cell(row, value, error, deviation):
+        number = row.get(value)
+        if isinstance(number, int) or value.startswith("nfe"):
+            return whole(number)
+        text = with_error(number, row.get(error))
+        return text if row.get(deviation) is None else f"{text} [{row[deviation]:.2g}]"
+
+    chosen = results["columns"]
+    cells = [[row["method"], *(cell(row, *keys) for _, *keys in chosen)] for row in results["rows"]]
+    return ["method", *(header for header, *_ in chosen)], cells
 
 
 def published_columns(paper: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

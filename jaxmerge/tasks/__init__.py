@@ -1,5 +1,7 @@
 """What a config's task does; the only room that knows ConfigDict.
 
+moe                two frozen experts under a trained gate (``moe.py``)
+moe_ablations      mixtures of K experts, their baselines and ablations (``moe_ablations.py``)
 merge              measure two experts and their merges, and write the report (``merge.py``)
 sample             draw many samples of one model into shards on disk (``sample.py``)
 train_expert       train a base expert (``train.py``)
@@ -9,10 +11,12 @@ train_classifier   train the digits classifier (``train.py``)
 from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
-from jaxmerge.tasks import merge, sample, train
+from jaxmerge.tasks import merge, moe, moe_ablations, sample, train
 
 TASKS = {
     "merge": merge.run,
+    "moe": moe.run,
+    "moe_ablations": moe_ablations.run,
     "sample": sample.run,
     "train_expert": train.expert,
     "train_classifier": train.classifier,

@@ -55,8 +55,9 @@ class Judge(abc.ABC):
 class ClassifierJudge(Judge):
     """Fréchet distance of a small classifier's penultimate features to the training images."""
 
-    def __init__(self, network, train: Dataset, what: str):
-        self.network, self.train, self.what = network, train, what
+    def __init__(self, network: classifier.Classifier, train: Dataset):
+        network.scale.check(train.take(1).images, network.shape)
+        self.network, self.train = network, train
 
     @functools.cached_property
     def _train_features(self):
@@ -74,7 +75,7 @@ class ClassifierJudge(Judge):
     def definition(self) -> str:
         size = self._train_features.shape[1]
         return (
-            f"Fréchet distance, {self.what}: between the {size} penultimate features of samples and of the "
+            f"{classifier.frechet_name(self.train.name)}: between the {size} penultimate features of samples and of the "
             f"{len(self.train)} training images; lower is better. ± is the standard error over seeds, where there "
             "are several."
         )
@@ -174,15 +175,15 @@ def judge(config: ConfigDict, train: Dataset, progress) -> Judge | None:
     if asked.kind == "none":
         return None
     if asked.kind == "classifier":
-        return ClassifierJudge(load_classifier(asked.classifier), train, f"{config.data.name} classifier")
+        return ClassifierJudge(load_classifier(asked.classifier), train)
     net = extractor.load(asked.inception)
     return InceptionJudge(net, _reference(asked, net, train, progress), allow_few=asked.allow_few)
 
 
-def load_classifier(name: str) -> classifier.DigitsClassifier:
-    """The shipped digits classifier by name, or any by the path of its checkpoint."""
-    if name == "digits_classifier":
-        return classifier.load_digits_classifier()
+def load_classifier(name: str) -> classifier.Classifier:
+    """A shipped classifier by its name, "digits_classifier", or any by the path of its checkpoint."""
+    if name in classifier.shipped_names():
+        return classifier.shipped(name)
     return classifier.load_classifier(name)
 
 

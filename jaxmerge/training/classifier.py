@@ -1,9 +1,9 @@
-"""Training of the digits classifier that the quality metric uses.
+"""Training of the small classifiers that the quality metric uses.
 
-Cross-entropy with smoothed labels, Adam with a cosine schedule, and shifts by at most one pixel as the only
-augmentation. The parameters kept are those of the best validation loss; the test images are looked
-at once, after training. Steps are called from Python: reverse-mode convolutions inside a loop are many times
-slower on a CPU.
+Cross-entropy with smoothed labels, Adam with a cosine schedule, and small shifts (mirror images too, where
+left and right say nothing) as the only augmentation. The parameters kept are those of the best validation
+loss; the test images are looked at once, after training. Steps are called from Python: reverse-mode
+convolutions inside a loop are many times slower on a CPU.
 
 Everything random is drawn on the host from (seed, step), so a run is a function of its seed.
 """
@@ -19,12 +19,10 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxmerge import checkpoint
-from jaxmerge.data import digits
+from jaxmerge.data import Dataset
 from jaxmerge.metrics import classifier as metric
-from jaxmerge.metrics.classifier import LEVELS, NUM_CLASSES, DigitsClassifier
-from jaxmerge.noise import PixelScale
+from jaxmerge.metrics.classifier import Classifier
 
-COMMAND = "python main.py --config configs/digits_classifier.py"
 LABEL_SMOOTHING = 0.05
 WEIGHT_DECAY = 1e-2
 # Validation every this many steps; training ends after `PATIENCE` validations without a lower loss.
@@ -41,41 +39,74 @@ class Result:
         metadata: JSON-ready record: command, settings, steps, losses and accuracies.
     """
 
-    classifier: DigitsClassifier
+    classifier: Classifier
     metadata: dict
 
 
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied.
+
+    Attributes:
+        shift: pixels that an image is moved by at most, in each direction.
+        fill: what is moved in: "background" (level 0) or "mirror" (the image's own rows and columns).
+        flip: mirror half of the images from left to right.
+    """
+
+    shift: int = 1
+    fill: str = "background"
+    flip: bool = False
+
+    def __post_init__(self):
+        if self.shift < 0 or self.fill not in ("background", "mirror"):
+            raise ValueError(
+                "classifier.shift must be at least 0 and classifier.fill 'background' or 'mirror', got "
+                f"{self.shift} and {self.fill!r}; correct the config."
+            )
+
+    def __call__(self, images: UInt8[np.ndarray, "B H W C"], rng: np.random.Generator):
+        """Varied images; the generator decides how."""
+        moves = rng.integers(-self.shift, self.shift + 1, size=(len(images), 2))
+        images = shifted(images, moves, self.fill)
+        if not self.flip:
+            return images
+        mirrored = rng.integers(2, size=len(images)).astype(bool)
+        return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
 def shifted(
-    images: UInt8[np.ndarray, "B H W C"], shifts: Int[np.ndarray, "B 2"]
+    images: UInt8[np.ndarray, "B H W C"], shifts: Int[np.ndarray, "B 2"], fill: str = "background"
 ) -> UInt8[np.ndarray, "B H W C"]:
-    """Images moved by (rows, columns) in -1 ... 1 each, with level 0 (background) moved in."""
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    rows = 1 - shifts[:, 0, None] + np.arange(images.shape[1])
-    columns = 1 - shifts[:, 1, None] + np.arange(images.shape[2])
+    """Images moved by (rows, columns); `fill` is moved in, see `Augmentation`."""
+    edge = int(np.abs(shifts).max(initial=0))
+    border = ((0, 0), (edge, edge), (edge, edge), (0, 0))
+    padded = np.pad(images, border, mode={"background": "constant", "mirror": "reflect"}[fill])
+    rows = edge - shifts[:, 0, None] + np.arange(images.shape[1])
+    columns = edge - shifts[:, 1, None] + np.arange(images.shape[2])
     return padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def batch(images: np.ndarray, labels: np.ndarray, batch_size: int, *, seed: int, step: int):
-    """The training batch of one step: images drawn with replacement, each moved at random.
+def batch(data: Dataset, batch_size: int, augmentation: Augmentation, *, seed: int, step: int):
+    """The training batch of one step: images drawn with replacement, each varied at random.
 
     Returns:
         (images [batch_size, H, W, C], labels [batch_size]), a function of (seed, step) alone.
     """
     rng = np.random.default_rng([seed, step])
-    chosen = rng.integers(len(images), size=batch_size)
-    return shifted(images[chosen], rng.integers(-1, 2, size=(batch_size, 2))), labels[chosen]
+    chosen = rng.integers(len(data), size=batch_size)
+    return augmentation(data.read(chosen), rng), data.labels[chosen]
 
 
 def loss(
-    classifier: DigitsClassifier,
+    classifier: Classifier,
     images: UInt8[Array, "B H W C"],
     labels: Int[Array, " B"],
     *,
     smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats; `smoothing` of the label's probability is spread over all classes."""
-    logits = classifier(PixelScale(LEVELS).encode(images))
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, NUM_CLASSES), smoothing)
+    logits = classifier(classifier.scale.encode(images))
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, classifier.classes), smoothing)
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
@@ -87,23 +118,32 @@ def _check(steps: int, batch_size: int, learning_rate: float) -> None:
         )
 
 
-def train_digits_classifier(
+def train_classifier(
+    data: dict[str, Dataset],
     *,
     steps: int = 2000,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
+    width: int = 32,
+    num_features: int = 64,
+    augmentation: Augmentation = Augmentation(),
     seed: int = 0,
     path: str | None = None,
+    command: str = "",
     on_progress: Callable[[int, dict], None] | None = None,
 ) -> Result:
-    """Trains the classifier on the digits' training images and writes its checkpoint.
+    """Trains a classifier of a data set's labels and writes its checkpoint.
 
     Args:
+        data: splits by their part, "train", "validation" and "test".
         steps: optimiser steps at most; validation may end training earlier.
         batch_size: images per step.
         learning_rate: Adam's highest rate; it falls to 0 along a cosine.
-        seed: of the parameters, the batches and the shifts.
+        width, num_features: of the network, see `Classifier`.
+        augmentation: how training images are varied.
+        seed: of the parameters, the batches and the variations.
         path: checkpoint directory to write; None writes nothing.
+        command: the command line, for the record.
         on_progress: called as on_progress(step, {"train_loss", "validation_loss",
             "validation_accuracy"}) at every validation.
 
@@ -115,16 +155,42 @@ def train_digits_classifier(
             is not finite.
     """
     _check(steps, batch_size, learning_rate)
+    train = data["train"]
+    network = {
+        "levels": train.levels,
+        "shape": list(train.shape),
+        "classes": int(train.labels.max()) + 1,
+        "width": width,
+        "num_features": num_features,
+    }
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    best, progress = _fit(settings, digits.load("train"), digits.load("validation"), on_progress)
-    kept = metric.with_parameters(best)
-    result = Result(kept, _record(kept, settings, progress))
+    fresh = metric.build(network, seed=seed)
+    best, progress = _fit(fresh, settings, augmentation, train, data["validation"], on_progress)
+    kept = metric.with_parameters(metric.build(network), best)
+    record = {
+        "kind": f"{train.name}_classifier",
+        "command": command,
+        "network": network,
+        **settings,
+        "augmentation": dataclasses.asdict(augmentation),
+        "label_smoothing": LABEL_SMOOTHING,
+        "weight_decay": WEIGHT_DECAY,
+        **progress,
+        **_accuracies(kept, data),
+    }
     if path is not None:
-        checkpoint.save(path, metric.parameters(kept), result.metadata)
-    return result
+        checkpoint.save(path, metric.parameters(kept), record)
+    return Result(kept, record)
 
 
-def _fit(settings: dict, train, validation, on_progress) -> tuple[dict, dict]:
+def _fit(
+    model: Classifier,
+    settings: dict,
+    augmentation: Augmentation,
+    train: Dataset,
+    validation: Dataset,
+    on_progress,
+) -> tuple[dict, dict]:
     """Parameters of the lowest validation loss, as NumPy arrays, and how training went."""
     steps, seed = settings["steps"], settings["seed"]
     schedule = optax.cosine_decay_schedule(settings["learning_rate"], steps)
@@ -139,11 +205,10 @@ def _fit(settings: dict, train, validation, on_progress) -> tuple[dict, dict]:
         return optax.apply_updates(model, updates), state, value
 
     validation_loss = jax.jit(loss)
-    model = metric.build(seed)
     state = optimiser.init(model)
     best, progress = None, {"validation_loss": float("inf"), "step_kept": 0}
     for step in range(1, steps + 1):
-        images, labels = batch(train.images, train.labels, settings["batch_size"], seed=seed, step=step)
+        images, labels = batch(train, settings["batch_size"], augmentation, seed=seed, step=step)
         model, state, value = update(model, state, jnp.asarray(images), jnp.asarray(labels))
         if step % EVAL_EVERY and step != steps:
             continue
@@ -168,18 +233,9 @@ def _fit(settings: dict, train, validation, on_progress) -> tuple[dict, dict]:
     return best, progress
 
 
-def _record(kept: DigitsClassifier, settings: dict, progress: dict) -> dict:
-    record = {
-        "kind": "digits_classifier",
-        "command": COMMAND,
-        **settings,
-        "label_smoothing": LABEL_SMOOTHING,
-        "weight_decay": WEIGHT_DECAY,
-        **progress,
-        "parameters": sum(p.size for p in jax.tree.leaves(metric.parameters(kept))),
-    }
-    for name in ("train", "validation", "test"):
-        data = digits.load(name)
-        record[f"{name}_images"] = len(data.images)
-        record[f"{name}_accuracy"] = metric.accuracy(kept, data.images, data.labels)
-    return record
+def _accuracies(kept: Classifier, data: dict[str, Dataset]) -> dict:
+    found = {"parameters": sum(p.size for p in jax.tree.leaves(metric.parameters(kept)))}
+    for part, images in data.items():
+        found[f"{part}_images"] = len(images)
+        found[f"{part}_accuracy"] = metric.accuracy(kept, images.images, images.labels)
+    return found

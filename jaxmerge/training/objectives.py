@@ -20,16 +20,43 @@ it: the common measure of both experts on validation images.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxmerge import noise
+from jaxmerge.data import augment
 from jaxmerge.experts.base import Expert, per_image
 from jaxmerge.noise import PixelScale
 
 P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
+# A number for augmentation's keys that no other use of a step's key has.
+AUGMENT = 0xA06
+
+
+class Part(NamedTuple):
+    """Which part of a batch these images are: part `number` of `count` equal ones.
+
+    Noise and noise levels are drawn for the whole batch, so that they do not depend on how many devices
+    share it; dropout does.
+    """
+
+    number: int | Int[Array, ""] = 0
+    count: int = 1
+
+    def of(self, draw, size: int) -> Array:
+        """This part, of `size` entries, of what ``draw(whole size)`` gives."""
+        whole = draw(self.count * size)
+        return whole if self.count == 1 else jax.lax.dynamic_slice_in_dim(whole, self.number * size, size)
+
+    def key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """A key of this part's own."""
+        return key if self.count == 1 else jax.random.fold_in(key, self.number)
+
+
+WHOLE = Part()
 
 
 def antithetic_times(key: Key[Array, ""], batch_size: int) -> Float[Array, " B"]:
@@ -45,6 +72,7 @@ def vdm_loss(
     scale: PixelScale,
     *,
     train: bool = True,
+    part: Part = WHOLE,
 ) -> Float[Array, ""]:
     """The VDM's diffusion term in bits per dimension, an unbiased estimate from one batch.
 
@@ -54,15 +82,16 @@ def vdm_loss(
         key: noise, times and (in training) dropout come from it.
         scale: the images' pixel scale.
         train: dropout on.
+        part: of the batch.
     """
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     low, high = expert.gamma_range
-    gamma = low + (high - low) * antithetic_times(time_key, len(images))
+    gamma = low + (high - low) * part.of(lambda n: antithetic_times(time_key, n), len(images))
     x = scale.encode(images)
-    eps = jax.random.normal(noise_key, x.shape)
+    eps = part.of(lambda n: jax.random.normal(noise_key, (n, *x.shape[1:])), len(images))
     g = per_image(gamma, x)
     z = noise.alpha(g) * x + noise.sigma(g) * eps
-    eps_hat = expert.network_eps(z, gamma, key=dropout_key if train else None)
+    eps_hat = expert.network_eps(z, gamma, key=part.key(dropout_key) if train else None)
     return (high - low) / (2 * math.log(2)) * jnp.mean((eps - eps_hat) ** 2)
 
 
@@ -79,7 +108,9 @@ def edm_loss(
     *,
     p_mean: float = P_MEAN,
     p_std: float = P_STD,
+    augmentation: float = 0.0,
     train: bool = True,
+    part: Part = WHOLE,
 ) -> Float[Array, ""]:
     """EDM's weighted denoising error per dimension.
 
@@ -89,17 +120,25 @@ def edm_loss(
         key: noise levels, noise and (in training) dropout come from it.
         scale: the images' pixel scale.
         p_mean, p_std: of ln sigma_edm.
-        train: dropout on.
+        augmentation: probability of every operation of `augment`, of whose labels the network is told; 0 for
+            none, not even mirror images.
+        train: dropout and augmentation on.
+        part: of the batch.
     """
     level_key, noise_key, dropout_key = jax.random.split(key, 3)
     # Stratified normal levels: marginally N(p_mean, p_std^2), as the published code draws them, but a
     # batch covers the range evenly, like the VDM's antithetic times.
-    quantile = jnp.clip(antithetic_times(level_key, len(images)), 1e-6, 1 - 1e-6)
+    size = len(images)
+    quantile = jnp.clip(part.of(lambda n: antithetic_times(level_key, n), size), 1e-6, 1 - 1e-6)
     sigma_edm = jnp.exp(p_mean + p_std * jax.scipy.special.ndtri(quantile))
-    y = scale.encode_edm(images)
+    y, told = scale.encode_edm(images), {}
+    if train and augmentation > 0:
+        places = part.of(jnp.arange, size)
+        y, labels = augment.augment(y, jax.random.fold_in(key, AUGMENT), augmentation, places)
+        told = {"augment": labels}
     s = per_image(sigma_edm, y)
-    noisy = y + s * jax.random.normal(noise_key, y.shape)
-    denoised = expert.denoised(noisy, sigma_edm, key=dropout_key if train else None)
+    noisy = y + s * part.of(lambda n: jax.random.normal(noise_key, (n, *y.shape[1:])), size)
+    denoised = expert.denoised(noisy, sigma_edm, key=part.key(dropout_key) if train else None, **told)
     return jnp.mean(edm_weight(s) * (denoised - y) ** 2)
 
 

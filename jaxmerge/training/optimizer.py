@@ -3,18 +3,26 @@
 import jax
 import optax
 
+SCHEDULES = ("cosine", "constant")
 
-def learning_rate_schedule(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear from 0 to `peak` in `warmup_steps`, then half a cosine down to 0 at `steps`.
+
+def learning_rate_schedule(
+    peak: float, steps: int, warmup_steps: int, schedule: str = "cosine"
+) -> optax.Schedule:
+    """Linear from 0 to `peak` in `warmup_steps`, then half a cosine down to 0 at `steps`, or constant.
 
     Raises:
-        ValueError: the warm-up is not shorter than the run.
+        ValueError: the warm-up is not shorter than the run, or an unknown schedule.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
     if not 0 <= warmup_steps < steps:
         raise ValueError(
             f"warmup_steps must be at least 0 and less than steps = {steps}, got {warmup_steps}; "
             "train longer or warm up for less."
         )
+    if schedule == "constant":
+        return optax.warmup_constant_schedule(0.0, peak, warmup_steps)
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps)
 
 
@@ -36,20 +44,22 @@ def make_optimizer(
     clip: float = 1.0,
     b1: float = 0.9,
     b2: float = 0.99,
+    schedule: str = "cosine",
 ) -> optax.GradientTransformation:
     """AdamW (Adam for ``weight_decay=0``) after clipping the gradient's global norm.
 
     Args:
         learning_rate: the peak.
-        steps: length of the run, where the rate reaches 0.
+        steps: length of the run, where a cosine reaches 0.
         warmup_steps: steps of the linear rise.
         weight_decay: decoupled decay of kernels, per unit of learning rate (VDM: 0.01; EDM: none).
         clip: largest global norm of the gradient.
         b1, b2: Adam's decay rates; (0.9, 0.99) is the VDM's choice.
+        schedule: "cosine" or "constant" after the warm-up.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip),
         optax.scale_by_adam(b1, b2),
         decay_matrices(weight_decay),
-        optax.scale_by_learning_rate(learning_rate_schedule(learning_rate, steps, warmup_steps)),
+        optax.scale_by_learning_rate(learning_rate_schedule(learning_rate, steps, warmup_steps, schedule)),
     )

@@ -14,9 +14,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
+from jaxmerge import parallel
+from jaxmerge.data import Dataset
 from jaxmerge.experts.base import Expert
+from jaxmerge.training.objectives import Part
 
-LossFn = Callable[[Expert, UInt8[Array, "B H W C"], Key[Array, ""]], Float[Array, ""]]
+LossFn = Callable[..., Float[Array, ""]]
 
 
 @flax.struct.dataclass
@@ -47,22 +50,45 @@ class TrainState:
 StepFn = Callable[[TrainState, int, Key[Array, ""]], tuple[TrainState, dict[str, Float[Array, ""]]]]
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer"), donate_argnames="state")
-def train_step(
-    state: TrainState,
-    images: UInt8[Array | np.ndarray, "B H W C"],
-    key: Key[Array, ""],
-    ema_decay: Float[Array, ""] | float,
-    *,
+@functools.lru_cache(maxsize=8)  # runs in one process with the same objective share the compiled program
+def make_program(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, batch_size: int, ema_decay: float
+) -> Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """``program(state, key, images)``: one optimizer step and one EMA step, on all devices that share a batch.
+
+    Its noise is ``fold_in(key, state.step)``'s. Gradients are averaged over devices before they are clipped.
+    """
+
+    def program(state: TrainState, key: Key[Array, ""], images: UInt8[Array, "b H W C"]):
+        part = Part(parallel.device_number(), batch_size // len(images))
+        step_key = jax.random.fold_in(key, state.step)
+        found = jax.value_and_grad(loss_fn)(state.expert, images, step_key, part=part)
+        loss, grads = parallel.mean_over_devices(found)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.expert)
+        expert = optax.apply_updates(state.expert, updates)
+        ema = optax.incremental_update(expert, state.ema, 1.0 - ema_decay_at(state.step, ema_decay))
+        state = state.replace(step=state.step + 1, expert=expert, ema=ema, opt_state=opt_state)
+        return state, {"loss": loss}
+
+    return parallel.training_program(program, replicated=2, batch_size=batch_size)
+
+
+def make_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, Float[Array, ""]]:
-    """One optimizer step and one EMA step; its noise is ``fold_in(key, state.step)``."""
-    loss, grads = jax.value_and_grad(loss_fn)(state.expert, images, jax.random.fold_in(key, state.step))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.expert)
-    expert = optax.apply_updates(state.expert, updates)
-    ema = optax.incremental_update(expert, state.ema, 1.0 - ema_decay_at(state.step, ema_decay))
-    return state.replace(step=state.step + 1, expert=expert, ema=ema, opt_state=opt_state), loss
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    ema_decay: float,
+    seed: int,
+) -> StepFn:
+    """The step of `loop.train`: the images of `batch_indices`, then `make_program`'s program."""
+    program = make_program(loss_fn, optimizer, batch_size=batch_size, ema_decay=ema_decay)
+
+    def step(state, done, key):
+        return program(state, key, dataset.read(batch_indices(seed, done, len(dataset), batch_size)))
+
+    return step
 
 
 def ema_decay_at(step: Int[Array, ""], decay: Float[Array, ""] | float) -> Float[Array, ""]:

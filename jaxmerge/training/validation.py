@@ -19,7 +19,7 @@ def _figures(expert, images, key, *, objective, scale):
 
 
 def validator(
-    objective: Callable, dataset: Dataset, *, seed: int = 0, repeats: int = 8
+    objective: Callable, dataset: Dataset, *, seed: int = 0, repeats: int = 8, batch_size: int = 256
 ) -> Callable[[Expert], dict[str, float]]:
     """A function from an expert to its figures on `dataset`.
 
@@ -30,6 +30,7 @@ def validator(
         dataset: the validation images.
         seed: of the noise.
         repeats: noise draws per image; more make the figures steadier.
+        batch_size: images per call, at most; with less memory, less.
 
     Returns:
         ``evaluate(expert) -> {"loss", "diffusion_bpd", "diffusion_bpd_se"}``: the objective without
@@ -40,11 +41,14 @@ def validator(
     key = jax.random.key(seed)
 
     def evaluate(expert: Expert) -> dict[str, float]:
-        draws = [
-            _figures(expert, dataset.images, jax.random.fold_in(key, r), objective=objective, scale=scale)
-            for r in range(repeats)
-        ]
-        loss, bpd = np.asarray(draws, np.float64).T
+        draws = np.zeros((2, repeats))
+        for number, batch in enumerate(dataset.batches(batch_size)):
+            images, share = batch.images, len(batch) / len(dataset)
+            for r in range(repeats):
+                draw = jax.random.fold_in(key, number * repeats + r)
+                figures = _figures(expert, images, draw, objective=objective, scale=scale)
+                draws[:, r] += share * np.asarray(figures, np.float64)
+        loss, bpd = draws
         se = float(np.std(bpd, ddof=1) / np.sqrt(repeats)) if repeats > 1 else float("nan")
         return {"loss": float(loss.mean()), "diffusion_bpd": float(bpd.mean()), "diffusion_bpd_se": se}
 

@@ -1,0 +1,176 @@
+"""The tasks about gated mixtures from the command line, in very small."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import celeba_hq_moe, cifar10_moe, default, lsun_church_moe
+from jaxmerge import app
+from jaxmerge.gate.cost import parameter_counts
+from jaxmerge.settings import load_config
+from jaxmerge.tasks import moe_dry_run
+from jaxmerge.training import gate_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = tuple(
+    f"--config.{key}={value}"
+    for key, value in {
+        "moe.steps": 3,
+        "moe.tuning_steps": 2,
+        "moe.held_out_steps": 2,
+        "moe.widths": "4,6",
+        "moe.width": 4,
+        "moe.batch_size": 16,
+        "moe.warm_steps": 2,
+        "moe.collapse_steps": 2,
+        "moe.count": 2,
+        "moe.counts": "2,",
+        "moe.eval_every": 2,
+        "moe.eval_repeats": 2,
+        "moe.seeds": 2,
+        "moe.latency_repeats": 1,
+        "moe.latency_batch": 4,
+        "moe.strata": 4,
+        "likelihood.n_images": 4,
+        "likelihood.tolerance": 0.5,
+        "likelihood.image_tolerance": 0.9,
+        "bound.n_images": 12,
+        "bound.repeats": 1,
+        "sampling.n_samples": 12,
+        "sampling.heun_steps": 3,
+        "data.n_validation": 12,
+        "merge.candidate_step": 0.2,
+    }.items()
+)
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def command(config: str, *more: str) -> int:
+    return app.main(["main.py", "--config", str(ROOT / "configs" / config), "--workdir", "w", *SMALL, *more])
+
+
+def results() -> dict:
+    return json.loads(Path("w/results.json").read_text())
+
+
+@pytest.mark.slow
+def test_gates_over_two_experts_are_trained_measured_and_continued_after_a_stop(monkeypatch, capsys):
+    whole, trained = gate_recipe.train_gated, []
+
+    def stops_once(*args, **kwargs):
+        trained.append(Path(kwargs["workdir"]).name)
+        if trained == ["width_4", "width_6", "gate_gamma_0"]:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(gate_recipe, "train_gated", stops_once)
+    assert command("digits_moe.py") == 130
+    assert command("digits_moe.py") == 0
+    assert trained[2:4] == ["gate_gamma_0", "gate_gamma_0"] and len(trained) == 3 + 8
+    found = results()
+    rows = {r["method"]: r for r in found["rows"]}
+    assert len(rows) == 10
+    assert all(np.isfinite([r["bpd"], r["vlb"], r["frechet"], r["psnr"]]).all() for r in found["rows"])
+    assert rows["gate on (z, γ)"]["models"] == 2 and rows["gate on (z, γ)"]["gate_parameters"] > 0
+    assert rows["gate on γ"]["bpd_sd"] is not None and rows["EDM"]["bpd_sd"] is None
+    assert "Lowest exact bpd on test images" in found["finding"]
+    assert "Lowest exact bpd on test images" in capsys.readouterr().out
+    text = Path("w/report.html").read_text()
+    assert "Weights of the gates" in text and "hard switch" in text
+
+
+@pytest.mark.slow
+def test_the_grid_trains_specialists_once_and_compares_with_a_single_expert():
+    rows = "--config.moe.rows=A_compute,switch,B,B_top2,balanced,adapters,affine,random,aligned"
+    assert command("moe/ablations.py", rows) == 0
+    found = results()
+    table = {r["method"]: r for r in found["rows"]}
+    assert len(table) == 9 and table["A, equal compute"]["gain_vlb"] == 0
+    assert table["B run as top 2"]["bpd"] is not None  # with two experts nothing is left out
+    assert table["random gating"]["bpd"] is None and np.isfinite(table["random gating"]["vlb"])
+    assert table["B, shared trunk"]["parameters"] < table["B, soft gates"]["parameters"]
+    assert len(list(Path("w/gates").glob("experts_*"))) == 2
+    assert set(found["collapse"]["arms"]) == {"with L_load", "without L_load"}
+    assert found["narrative"]
+
+
+@pytest.mark.slow
+def test_joint_training_gives_every_seed_its_own_experts():
+    rows = "--config.moe.rows=B"
+    assert command("moe/ablations.py:joint", rows, "--config.moe.collapse_steps=0") == 0
+    assert not list(Path("w/gates").glob("experts_*"))
+    line = next(r for r in results()["rows"] if r["method"] == "B, soft gates")
+    assert line["vlb_sd"] > 0 and line["training_steps"] == 5
+
+
+def test_a_plan_counts_every_trained_parameter_six_times():
+    config = default.get_config()
+    config.moe.parts = "all"
+    config.expert.width, config.expert.depth = 8, 1
+    gated = moe_dry_run.abstract_mixture(config, 2)
+    count = parameter_counts(gated)["total"]
+    found = moe_dry_run.plan(config, 2)
+    assert found["parameters_total"] == count
+    # The bias of a choice belongs to what is trained too: one number per expert.
+    assert found["state_gib"] * 2**30 == pytest.approx(6 * 4 * (count + 2), rel=1e-6)
+    # A batch twice as large keeps twice as much.
+    config.moe.devices = 4
+    assert moe_dry_run.plan(config, 2)["kept_for_backward_gib"] == pytest.approx(
+        2 * found["kept_for_backward_gib"], rel=0.05
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        cifar10_moe.get_config(),
+        celeba_hq_moe.get_config(),
+        celeba_hq_moe.get_config("1024"),
+        lsun_church_moe.get_config(),
+    ],
+    ids=lambda config: config.data.name,
+)
+def test_configs_at_full_size_fit_into_their_devices(config):
+    largest = max(config.moe.counts)
+    usual, most = (moe_dry_run.plan(config, k) for k in (config.moe.count, largest))
+    assert usual["experts"] == 4 and most["experts"] == largest
+    # The estimate knows no temporaries: a third is left to them.
+    assert 2 < usual["total_gib"] <= most["total_gib"] <= 0.67 * config.moe.device_memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["cifar10_moe.py", "celeba_hq_moe.py", "celeba_hq_moe.py:1024", "lsun_church_moe.py"]
+)
+def test_a_dry_run_takes_a_step_of_each_phase_without_the_data(name):
+    arguments = [
+        "main.py",
+        "--config",
+        str(ROOT / "configs" / name),
+        "--workdir",
+        "w",
+        "--config.moe.dry_run=True",
+    ]
+    assert app.main(arguments) == 0
+    assert "fits into 80 GiB" in results()["finding"]
+    losses = Path("w/gates/miniature/losses.csv").read_text().splitlines()
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("digits_moe.py", "x"), ("moe/ablations.py", "x"), ("cifar10_moe.py", "x"), ("celeba_hq_moe.py", "512")],
+)
+def test_unknown_variants_are_refused(name, variant):
+    with pytest.raises(ValueError, match=f"got '{variant}'"):
+        load_config(f"{ROOT / 'configs' / name}:{variant}")
+
+
+def test_an_unknown_row_is_refused_before_anything_is_trained(capsys):
+    assert command("moe/ablations.py", "--config.moe.rows=no_such") == 1
+    assert "moe.rows must be 'all' or some of" in capsys.readouterr().err
+    assert not Path("w").exists()
