@@ -5,9 +5,9 @@
     python main.py --config configs/cifar10_merge.py
 
 or, in one command, ``python main.py --config configs/cifar10_merge.py --config.experts.fetch=True``. The EDM
-weights are CC BY-NC-SA 4.0. ``:smoke`` runs the same programs on untrained networks of full
-size and mock images, in minutes on two CPU cores. Meant for 8 accelerators: the likelihood costs about 250 calls of a 30-million and a
-56-million-parameter network per image, 10 000 images; 50 000 samples cost 35 to 173 calls each.
+weights are CC BY-NC-SA 4.0. Meant for 8 accelerators: the likelihood costs about 250 calls of a 30-million and a
+56-million-parameter network per image, 10 000 images; 50 000 samples cost 35 to 173 calls each. ``:smoke`` runs the
+same programs on untrained networks of full size and mock images, in 3 minutes on two CPU cores.
 
 Published with the authors' own VDM (arXiv 2511.19434, tables 1, 2, 5 and 6): VDM 2.64 bits/dim and FID 9.37, EDM 3.21
 and 2.02; merged 2.62 and 2.14 at eta = 0.4, 2.63 and 2.01 at eta = 0.3; bound 2.64 at eta = 0.4. The public VDM here is
