@@ -1,4 +1,4 @@
-"""The photos EDM that the package ships: preconditioned denoiser of 32x32 colour crops, 256 levels.
+"""An EDM of the photos: preconditioned denoiser of 32x32 colour crops, 256 levels.
 
     python main.py --config configs/photos_edm.py
 
@@ -10,7 +10,7 @@ from configs import default
 
 
 def get_config(variant: str = ""):
-    """The shipped EDM's training.
+    """The EDM's training.
 
     Raises:
         ValueError: any variant; there is none.

@@ -3,10 +3,14 @@
     python main.py --config configs/photos_merge.py:small     at most 15 minutes on two CPU cores
     python main.py --config configs/photos_merge.py           about two hours on two CPU cores, minutes on a GPU
 
-The digits' report at CIFAR-10's shape and 256 levels. Both experts come with the package, trained for as long as two CPU
-cores allowed (their metadata.json says how long); configs/photos_vdm.py and photos_edm.py train them from the start, or
-further. So short a training need not make the VDM better than the EDM at low noise: then there is nothing to merge, and
-the report says so.
+The digits' report at CIFAR-10's shape and 256 levels. Train both experts first, which wants a GPU (a few steps per second
+on two CPU cores, tens of thousands of steps):
+
+    python main.py --config configs/photos_vdm.py
+    python main.py --config configs/photos_edm.py
+
+A short training need not make the VDM better than the EDM at low noise: then there is nothing to merge, and the report
+says so. The classifier that judges the samples comes with the package.
 """
 
 from configs import default
@@ -21,8 +25,8 @@ def get_config(variant: str = ""):
     config = default.get_config()
     config.title = "Two experts of photographs and their merges"
     config.data.name = "photos"
-    config.experts.low = "photos_vdm"
-    config.experts.high = "photos_edm"
+    config.experts.low = "runs/photos_vdm/expert"
+    config.experts.high = "runs/photos_edm/expert"
     config.metric.classifier = "photos_classifier"
     config.likelihood.n_images = 96
     config.likelihood.batch_size = 16

@@ -1,4 +1,4 @@
-"""The photos VDM that the package ships: noise prediction at 256 levels, gamma from -13.29 to 5.
+"""A VDM of the photos: noise prediction at 256 levels, gamma from -13.29 to 5.
 
     python main.py --config configs/photos_vdm.py
 
@@ -10,7 +10,7 @@ from configs import default
 
 
 def get_config(variant: str = ""):
-    """The shipped VDM's training.
+    """The VDM's training.
 
     Raises:
         ValueError: any variant; there is none.

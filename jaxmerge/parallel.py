@@ -139,16 +139,7 @@ def training_program(
     program = jax.pmap(
         step, axis_name=_AXIS, in_axes=axes, out_axes=None, donate_argnums=0, devices=taking
     )
-    devices = len(taking)
-
-    def cut(array):
-        array = np.asarray(array)
-        if len(array) % devices:
-            raise ValueError(
-                f"a batch of {len(array)} images cannot be shared evenly by {devices} devices; choose a multiple."
-            )
-        return array.reshape(devices, -1, *array.shape[1:])
-
+    cut = functools.partial(shares, devices=len(taking))
     everywhere = _everywhere(taking)
 
     def place(leaf):
@@ -159,6 +150,20 @@ def training_program(
         return program(*jax.tree.map(place, arguments[:-1]), jax.tree.map(cut, arguments[-1]))
 
     return run
+
+
+def shares(array: np.ndarray, devices: int) -> np.ndarray:
+    """A batch [B, ...] as equal parts [devices, B / devices, ...].
+
+    Raises:
+        ValueError: the devices cannot share it evenly.
+    """
+    array = np.asarray(array)
+    if len(array) % devices:
+        raise ValueError(
+            f"a batch of {len(array)} images cannot be shared evenly by {devices} devices; choose a multiple."
+        )
+    return array.reshape(devices, -1, *array.shape[1:])
 
 
 def mean_over_devices(tree: Any) -> Any:

@@ -56,7 +56,7 @@ def results() -> dict:
     return json.loads(Path("w/results.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_gates_over_two_experts_are_trained_measured_and_continued_after_a_stop(monkeypatch, capsys):
     whole, trained = gate_recipe.train_gated, []
 
@@ -82,7 +82,7 @@ def test_gates_over_two_experts_are_trained_measured_and_continued_after_a_stop(
     assert "Weights of the gates" in text and "hard switch" in text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_grid_trains_specialists_once_and_compares_with_a_single_expert():
     rows = "--config.moe.rows=A_compute,switch,B,B_top2,balanced,adapters,affine,random,aligned"
     assert command("moe/ablations.py", rows) == 0
@@ -97,7 +97,7 @@ def test_the_grid_trains_specialists_once_and_compares_with_a_single_expert():
     assert found["narrative"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_joint_training_gives_every_seed_its_own_experts():
     rows = "--config.moe.rows=B"
     assert command("moe/ablations.py:joint", rows, "--config.moe.collapse_steps=0") == 0
@@ -142,7 +142,7 @@ def test_configs_at_full_size_fit_into_their_devices(config):
     assert 2 < usual["total_gib"] <= most["total_gib"] <= 0.67 * config.moe.device_memory
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", ["cifar10_moe.py", "celeba_hq_moe.py", "celeba_hq_moe.py:1024", "lsun_church_moe.py"]
 )

@@ -203,7 +203,7 @@ def test_a_dry_run_says_what_a_device_needs_and_takes_a_step(kind):
     assert "3 images per step on each of 2 devices" in lines[0] and "one step on 2 images" in lines[1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_training_takes_a_step_at_full_size(name):
     config, recipe, described = asked(name)
