@@ -1,7 +1,9 @@
 """From a source to an expert's checkpoint, on the host, whole or not at all."""
 
 import contextlib
+import ctypes
 import functools
+import gc
 import importlib.metadata
 import pathlib
 from collections.abc import Iterator
@@ -219,8 +221,16 @@ def check(
         if arrival.score(levels) < min(arrival.TRAINED, arrival.BETTER * found.score):
             warning = f"the file's other weights denoise better: convert with --weights {other}"
             found = found._replace(warnings=(*found.warnings, warning))
-    jax.clear_caches()  # the compiled check is as large as the weights, which are still to be written
+    _give_memory_back()
     return found
+
+
+def _give_memory_back() -> None:
+    """The compiled check takes as much memory as the weights, which are still to be written."""
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed; other systems do not have this
 
 
 def _with_weights(loaded: Loaded, path, options: Options, entry, weights: str) -> Expert:
