@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxmerge import noise
 from jaxmerge.experts.base import Expert, Piece, per_image
 from jaxmerge.experts.labels import Labels
-from jaxmerge.noise import GAMMA_SLACK
+from jaxmerge.noise import GAMMA_SLACK, PixelScale
 
 
 def common(experts: Sequence[Expert], attribute: str, what: str) -> Any:
@@ -39,9 +39,10 @@ def eta_range(low: Expert, high: Expert) -> tuple[float, float]:
 
 
 class Merge(Expert):
-    """What every merge does with labels: it passes them on to those of its experts that have classes.
+    """What every merge has from its experts: images, labels, smoothness.
 
-    Two conditional experts must have the same classes, or be given their labels before they are merged.
+    Labels are passed on to those of its experts that have classes. Two conditional experts must have the same
+    classes, or be given their labels before they are merged.
     """
 
     def _inside(self) -> list[Expert]:
@@ -59,6 +60,14 @@ class Merge(Expert):
     @property
     def smooth(self) -> bool:
         return all(expert.smooth for expert in self._inside())
+
+    @property
+    def pixel_scale(self) -> PixelScale | None:
+        return common(self._inside(), "pixel_scale", "grey levels")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        return common(self._inside(), "image_shape", "image shape")
 
     @property
     def classes(self) -> int | None:
@@ -124,14 +133,6 @@ class Switch(Merge):
     @property
     def gamma_range(self) -> tuple[float, float]:
         return self.low.gamma_range[0], self.high.gamma_range[1]
-
-    @property
-    def pixel_scale(self):
-        return common((self.low, self.high), "pixel_scale", "grey levels")
-
-    @property
-    def image_shape(self):
-        return common((self.low, self.high), "image_shape", "image shape")
 
     def pieces(self) -> tuple[Piece, ...]:
         """The pieces of both sides, cut at the threshold."""
@@ -243,14 +244,6 @@ class Mixture(Merge):
     def gamma_range(self) -> tuple[float, float]:
         ranges = [e.gamma_range for e in self.experts]
         return max(r[0] for r in ranges), min(r[1] for r in ranges)
-
-    @property
-    def pixel_scale(self):
-        return common(self.experts, "pixel_scale", "grey levels")
-
-    @property
-    def image_shape(self):
-        return common(self.experts, "image_shape", "image shape")
 
     def pieces(self) -> tuple[Piece, ...]:
         """One piece, or several where an expert in the mixture has a jump of its own."""

@@ -158,14 +158,6 @@ class Gated(Merge):
         return parts[0].low, parts[-1].high
 
     @property
-    def pixel_scale(self):
-        return common(self.experts, "pixel_scale", "grey levels")
-
-    @property
-    def image_shape(self):
-        return common(self.experts, "image_shape", "image shape")
-
-    @property
     def smooth(self) -> bool:
         """Whether eps_hat is continuous in z: not where a choice of experts depends on it."""
         chooses = self.top_k is not None and any(self.top_k < len(r.active) for r in self.regions())
