@@ -97,7 +97,10 @@ def test_parameters_are_counted_once():
 
 
 def test_parameters_of_a_network_are_counted_from_its_shapes():
-    sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(classifier.parameters(classifier.build(classifier.DIGITS)))]
+    sizes = [
+        np.prod(leaf.shape)
+        for leaf in jax.tree.leaves(classifier.parameters(classifier.build(classifier.DIGITS)))
+    ]
     assert (
         cost.parameter_count(classifier.build(classifier.DIGITS)) == (sum(sizes), 4 * sum(sizes))
         and 40_000 < sum(sizes) < 50_000

@@ -17,16 +17,9 @@ from jaxmerge.files import plain
 from jaxmerge.merge import Switch
 from jaxmerge.noise import PixelScale
 from jaxmerge.report import page, tables
-from jaxmerge.tasks import (
-    moe_diagnose,
-    moe_measure,
-    moe_models,
-    moe_rows,
-    moe_table,
-    moe_train,
-    moe_words,
-)
-from jaxmerge.tasks.moe_models import Method
+from jaxmerge.tasks.moe import diagnose, measure, models, table, train, words
+from jaxmerge.tasks.moe.models import Method
+from jaxmerge.tasks.moe.rows import wanted
 from tests import toys
 
 SCALE = PixelScale(17)
@@ -42,7 +35,7 @@ Z = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
 def test_a_table_of_weights_covers_the_union_of_the_ranges_and_mixes_where_both_answer(gamma):
     gammas = np.linspace(-7.8, 8.7, 40)
     weights = np.stack([1.2 - 0.1 * gammas, 0.1 * gammas - 0.2], axis=1)
-    model = moe_models.by_level((LOW, HIGH), gammas, weights)
+    model = models.by_level((LOW, HIGH), gammas, weights)
     low, high = LOW.eps_hat(Z, gamma), HIGH.eps_hat(Z, gamma)
     wanted = {-7.5: low, 7.0: high}.get(gamma, (1.2 - 0.1 * gamma) * low + (0.1 * gamma - 0.2) * high)
     np.testing.assert_allclose(model.eps_hat(Z, gamma), wanted, atol=1e-5)
@@ -51,7 +44,7 @@ def test_a_table_of_weights_covers_the_union_of_the_ranges_and_mixes_where_both_
 
 def test_a_table_without_levels_where_several_experts_answer_is_refused():
     with pytest.raises(ValueError, match="must have levels between gamma"):
-        moe_models.by_level((LOW, HIGH), np.array([-7.5, 8.0]), np.ones((2, 2)))
+        models.by_level((LOW, HIGH), np.array([-7.5, 8.0]), np.ones((2, 2)))
 
 
 def test_a_switch_asked_in_one_stratum_is_its_expert_at_every_images_level():
@@ -59,7 +52,7 @@ def test_a_switch_asked_in_one_stratum_is_its_expert_at_every_images_level():
     for levels in (jnp.array([-2.0, 0.5, 0.9]), jnp.array([1.1, 3.0, 2.0])):
         expert = LOW if levels[0] < 1 else HIGH
         np.testing.assert_allclose(
-            moe_models.AtOneLevel(switch).eps_hat(Z, levels), expert.eps_hat(Z, levels), atol=1e-6
+            models.AtOneLevel(switch).eps_hat(Z, levels), expert.eps_hat(Z, levels), atol=1e-6
         )
 
 
@@ -69,7 +62,7 @@ def test_bounds_on_common_strata_share_their_noise_so_that_equal_models_differ_n
 
     def terms(model):
         curves = vlb.error_curves(
-            {"model": moe_models.AtOneLevel(model)},
+            {"model": models.AtOneLevel(model)},
             images,
             key=jax.random.key(1),
             thresholds=[*toys.LOW, *toys.HIGH, 1.0],
@@ -78,7 +71,7 @@ def test_bounds_on_common_strata_share_their_noise_so_that_equal_models_differ_n
         )
         return curves.single(0)
 
-    always_low = moe_models.by_level((LOW, HIGH), np.linspace(-7.8, 8.7, 30), np.tile([1.0, 0.0], (30, 1)))
+    always_low = models.by_level((LOW, HIGH), np.linspace(-7.8, 8.7, 30), np.tile([1.0, 0.0], (30, 1)))
     whole = terms(Switch(LOW, HIGH, gamma=toys.LOW[1]))
     np.testing.assert_allclose(terms(always_low), whole, rtol=1e-5)
     assert np.abs(terms(Switch(LOW, HIGH, gamma=1.0)) - whole).max() > 1e-3
@@ -87,26 +80,24 @@ def test_bounds_on_common_strata_share_their_noise_so_that_equal_models_differ_n
 def test_strata_have_every_jump_as_an_edge_and_none_of_almost_no_width():
     config = default.get_config()
     setup = type("S", (), {"low": LOW, "high": HIGH})
-    edges = np.array(moe_measure.strata(config, setup, [1.0]))
+    edges = np.array(measure.strata(config, setup, [1.0]))
     assert {1.0, *toys.LOW, *toys.HIGH} <= set(edges)
     assert np.diff(edges).min() > 0.15
 
 
 def test_a_fresh_gate_and_the_uniform_average_agree_and_copies_share_no_memory():
     asked = default.get_config().moe
-    fresh = moe_models.fresh(asked, (LOW, HIGH), seed=0)
-    np.testing.assert_allclose(
-        fresh.eps_hat(Z, 1.5), moe_models.uniform((LOW, HIGH)).eps_hat(Z, 1.5), atol=1e-6
-    )
-    assert moe_models.fresh(asked, (LOW, HIGH), seed=0, inputs="gamma").gate.inputs == "gamma"
+    fresh = models.fresh(asked, (LOW, HIGH), seed=0)
+    np.testing.assert_allclose(fresh.eps_hat(Z, 1.5), models.uniform((LOW, HIGH)).eps_hat(Z, 1.5), atol=1e-6)
+    assert models.fresh(asked, (LOW, HIGH), seed=0, inputs="gamma").gate.inputs == "gamma"
     expert = LOW.replace(slope=jnp.ones(3))
-    first, second = moe_models.copies(expert, 2)
+    first, second = models.copies(expert, 2)
     assert first.slope is not second.slope and first.slope is not expert.slope
 
 
 @pytest.mark.parametrize(("side", "window"), [(8, 7), (9, 9), (11, 11), (12, 11), (256, 11)])
 def test_the_window_of_ssim_is_odd_and_fits(side, window):
-    assert moe_measure.window_of((side, side, 1)) == window
+    assert measure.window_of((side, side, 1)) == window
 
 
 # --- tables ------------------------------------------------------------------------------------------
@@ -149,33 +140,33 @@ MEASURED = {
 
 
 def test_a_row_has_the_error_over_images_and_the_deviation_over_models():
-    row = moe_table.row(THREE, MEASURED["three"])
+    row = table.row(THREE, MEASURED["three"])
     noise = np.random.default_rng(0).normal(size=40)
     assert row["vlb"] == pytest.approx(1.8 + noise.mean())
     assert row["vlb_se"] == pytest.approx(noise.std(ddof=1) / math.sqrt(40))
     assert [row["vlb_sd"], row["bpd_sd"]] == pytest.approx([0.1, 0.1])
     assert row["latency_ms"] == 2.0 and row["memory_mb"] == 1.0 and row["nfe_sampling"] == 35
-    assert moe_table.row(ONE, MEASURED["one"])["vlb_sd"] is None
-    assert moe_table.row(SPARSE, MEASURED["sparse"])["bpd"] is None
+    assert table.row(ONE, MEASURED["one"])["vlb_sd"] is None
+    assert table.row(SPARSE, MEASURED["sparse"])["bpd"] is None
 
 
 def test_a_failed_solve_is_left_out_of_the_mean_and_counted():
     broken = found([0.0])
     broken["models"][0]["likelihood"]["ok"][3] = False
     broken["models"][0]["likelihood"]["bpd"][3] = 1e9
-    row = moe_table.row(ONE, broken)
+    row = table.row(ONE, broken)
     assert row["bpd"] < 10 and row["n_failed"] == 1
-    assert "1 likelihood solves failed" in moe_words.notes([row])[1]
+    assert "1 likelihood solves failed" in words.notes([row])[1]
 
 
 def test_paired_differences_lose_the_images_noise_and_keep_that_of_the_models():
-    value, error, count = moe_table.difference(MEASURED, ONE, THREE, "vlb")
+    value, error, count = table.difference(MEASURED, ONE, THREE, "vlb")
     assert value == pytest.approx(0.4) and count == 40
     assert error == pytest.approx(0.1 / math.sqrt(3))
-    value, error, count = moe_table.difference(MEASURED, ONE, THREE, "frechet")
+    value, error, count = table.difference(MEASURED, ONE, THREE, "frechet")
     assert value == pytest.approx(0.4) and error == pytest.approx(0.1 / math.sqrt(3)) and count == 3
-    assert moe_table.difference(MEASURED, ONE, SPARSE, "bpd") is None
-    listed = moe_table.paired(MEASURED, [(ONE, THREE), (ONE, SPARSE)], ("bpd", "vlb"))
+    assert table.difference(MEASURED, ONE, SPARSE, "bpd") is None
+    listed = table.paired(MEASURED, [(ONE, THREE), (ONE, SPARSE)], ("bpd", "vlb"))
     assert [(p["model_b"], p["quantity"]) for p in listed] == [
         ("the three", "bpd"),
         ("the three", "vlb"),
@@ -185,14 +176,14 @@ def test_paired_differences_lose_the_images_noise_and_keep_that_of_the_models():
 
 def test_gains_are_relative_to_one_row_and_positive_where_a_row_is_lower():
     rows = [{"method": "A", "vlb": 2.0, "bpd": None}, {"method": "m", "vlb": 1.5, "bpd": 1.0}]
-    moe_table.with_gains(rows, "A", ("vlb", "bpd"))
+    table.with_gains(rows, "A", ("vlb", "bpd"))
     assert [r["gain_vlb"] for r in rows] == [0.0, 25.0]
     assert "gain_bpd" not in rows[1]
 
 
 def test_the_table_shows_errors_deviations_and_only_columns_that_have_values():
-    rows = [moe_table.row(m, MEASURED[m.key]) for m in (ONE, THREE, SPARSE)]
-    chosen = moe_table.columns(rows, ("frechet", "Fréchet"))
+    rows = [table.row(m, MEASURED[m.key]) for m in (ONE, THREE, SPARSE)]
+    chosen = table.columns(rows, ("frechet", "Fréchet"))
     assert "Inception score" not in [c[0] for c in chosen]
     header, cells = tables.columns({"rows": rows, "columns": chosen})
     assert header[:3] == ["method", "bpd, exact", "bound"]
@@ -208,9 +199,9 @@ def test_words_call_a_difference_clear_only_beyond_two_errors():
         return {"x": (-0.10, 0.04, 9), "y": (-0.10, 0.06, 9)}[a.key]
 
     x, y, other = method("x", 1), method("y", 1), method("other", 1)
-    assert moe_words.is_clear(x, other, "vlb", compare) and not moe_words.is_clear(y, other, "vlb", compare)
-    assert moe_words.against(x, other, "vlb", compare) == "0.100 ± 0.040 below the other"
-    assert "not distinguishable from the other" in moe_words.against(y, other, "vlb", compare)
+    assert words.is_clear(x, other, "vlb", compare) and not words.is_clear(y, other, "vlb", compare)
+    assert words.against(x, other, "vlb", compare) == "0.100 ± 0.040 below the other"
+    assert "not distinguishable from the other" in words.against(y, other, "vlb", compare)
 
 
 def test_the_merges_finding_names_the_best_and_what_is_not_told_apart_from_it():
@@ -222,7 +213,7 @@ def test_the_merges_finding_names_the_best_and_what_is_not_told_apart_from_it():
     def compare(a, b, quantity):
         return values[a.key] - values[b.key], 0.01, 100
 
-    text = moe_words.merge_finding(methods, rows, compare)
+    text = words.merge_finding(methods, rows, compare)
     assert text.startswith("Lowest exact bpd on test images: the affine, 1.6500, not told apart from")
     assert "the gate_gamma, the convex" in text and "the gate_z," not in text.split(". ")[0]
     assert "(the gate_gamma) is 0.045 ± 0.010 below the switch" in text
@@ -238,9 +229,9 @@ def test_the_grids_finding_counts_what_is_clearly_better_and_worse_than_a():
     def compare(a, b, quantity):
         return (values[a.key] - values[b.key], 0.01, 100) if quantity == "vlb" else None
 
-    text = moe_words.grid_finding(methods, methods[0], rows, compare)
+    text = words.grid_finding(methods, methods[0], rows, compare)
     assert "1 of 3 other rows are clearly below the A_compute (the B), 1 clearly above" in text
-    said = " ".join(moe_words.grid_narrative(methods, methods[0], rows, compare, ("frechet", "Fréchet"), {}))
+    said = " ".join(words.grid_narrative(methods, methods[0], rows, compare, ("frechet", "Fréchet"), {}))
     assert "below the A_compute: the B; not told apart from the A_compute: the no_load" in said
     assert "the no_load: 0.100 ± 0.010 above the B" in said
 
@@ -250,7 +241,7 @@ def test_collapse_is_told_by_its_usage_at_start_and_end():
         return {"usage_step": [0, 1], "usage": [[start, 1 - start], [end, 1 - end]]}
 
     arms = {"with L_load": [curve(0.9, 0.3), curve(0.9, 0.5)], "without L_load": [curve(0.9, 0.99)]}
-    text = moe_words.collapse_words({"offset": 3.0, "arms": arms})
+    text = words.collapse_words({"offset": 3.0, "arms": arms})
     assert "with L_load 0.400 (seeds 0.300, 0.500); without L_load 0.990" in text
     assert "starts 3 higher (usage 0.900" in text
 
@@ -259,7 +250,7 @@ def test_collapse_is_told_by_its_usage_at_start_and_end():
 
 
 def fake():
-    rows = [moe_table.row(m, MEASURED[m.key]) for m in (ONE, THREE, SPARSE)]
+    rows = [table.row(m, MEASURED[m.key]) for m in (ONE, THREE, SPARSE)]
     gamma = np.linspace(-7, 8, 6)
     mean = np.tile([0.25, 0.75], (6, 1))
     return plain(
@@ -267,7 +258,7 @@ def fake():
             "title": "Made up",
             "finding": "Nothing.",
             "rows": rows,
-            "columns": moe_table.columns(rows, ("frechet", "Fréchet")),
+            "columns": table.columns(rows, ("frechet", "Fréchet")),
             "narrative": ["A <mixture> helps."],
             "gate_weights": {
                 "experts": ["VDM", "EDM"],
@@ -336,18 +327,18 @@ def test_usage_curves_average_neighbouring_steps_and_order_experts_by_number():
     losses = [
         {"step": str(i), "loss": "1", **{f"usage_{k}": str(i + k) for k in (10, 2)}} for i in range(120)
     ]
-    curve = moe_train.usage_curve(losses)
+    curve = train.usage_curve(losses)
     assert curve["usage"].shape == (60, 2)
     np.testing.assert_allclose(curve["usage"][0], [2.5, 10.5])
 
 
 def test_scalars_go_to_event_files_where_asked_for_and_the_missing_package_is_named(monkeypatch, tmp_path):
     asked = default.get_config().moe
-    assert moe_train.scalars(asked, tmp_path) is None
+    assert train.scalars(asked, tmp_path) is None
     asked.tensorboard = True
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="need the package tensorboardX"):
-        moe_train.scalars(asked, tmp_path)
+        train.scalars(asked, tmp_path)
     written = []
 
     class SummaryWriter:
@@ -362,36 +353,36 @@ def test_scalars_go_to_event_files_where_asked_for_and_the_missing_package_is_na
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
-    moe_train.scalars(asked, tmp_path)([{"step": 3, "loss": 1.5, "usage_10": 0.2}])
+    train.scalars(asked, tmp_path)([{"step": 3, "loss": 1.5, "usage_10": 0.2}])
     assert written == [("loss", 1.5, 3), ("usage/10", 0.2, 3), str(tmp_path / "tensorboard")]
 
 
 def test_penalties_are_the_configs_or_off():
     asked = default.get_config().moe
-    assert moe_train.penalties(asked).load == 0.1 and moe_train.penalties(asked).align == 0
-    off = moe_train.penalties(asked, load=False, entropy=False, align=True)
+    assert train.penalties(asked).load == 0.1 and train.penalties(asked).align == 0
+    off = train.penalties(asked, load=False, entropy=False, align=True)
     assert (off.load, off.entropy, off.align) == (0, 0, 1)
 
 
 def test_a_trunk_is_trained_only_where_it_is_fresh():
     asked = default.get_config().moe
-    assert moe_train.expert_parts(asked, "adapters") == "adapters"
+    assert train.expert_parts(asked, "adapters") == "adapters"
     asked.base = "fresh"
-    assert moe_train.expert_parts(asked, "adapters") == moe_train.expert_parts(asked, "full") == "all"
+    assert train.expert_parts(asked, "adapters") == train.expert_parts(asked, "full") == "all"
 
 
 def test_rows_that_are_not_there_are_refused_and_the_reference_always_comes_along():
     asked = default.get_config().moe
-    assert {"B2", "B8"} <= moe_rows.wanted(asked)
+    assert {"B2", "B8"} <= wanted(asked)
     asked.rows = ("no_load",)
-    assert moe_rows.wanted(asked) == {"no_load", "A_compute", "B"}
+    assert wanted(asked) == {"no_load", "A_compute", "B"}
     asked.rows = ("no_loud",)
     with pytest.raises(ValueError, match=r"must be .all. or some of .*no_load.*got .no_loud."):
-        moe_rows.wanted(asked)
+        wanted(asked)
 
 
 def test_gates_are_averaged_over_models():
     stages = [{"usage": np.array([[v, 1 - v]]), "gamma": np.zeros(1)} for v in (0.2, 0.4)]
-    shown = moe_diagnose.weights(stages)
+    shown = diagnose.weights(stages)
     np.testing.assert_allclose(shown["mean"], [[0.3, 0.7]])
     np.testing.assert_allclose(shown["sd"], [[0.1414, 0.1414]], atol=1e-4)

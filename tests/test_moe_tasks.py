@@ -10,7 +10,7 @@ from configs import celeba_hq_moe, cifar10_moe, default, lsun_church_moe
 from jaxmerge import app
 from jaxmerge.gate.cost import parameter_counts
 from jaxmerge.settings import load_config
-from jaxmerge.tasks import moe_dry_run
+from jaxmerge.tasks.moe import dry_run
 from jaxmerge.training import gate_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,15 +110,15 @@ def test_a_plan_counts_every_trained_parameter_six_times():
     config = default.get_config()
     config.moe.parts = "all"
     config.expert.width, config.expert.depth = 8, 1
-    gated = moe_dry_run.abstract_mixture(config, 2)
+    gated = dry_run.abstract_mixture(config, 2)
     count = parameter_counts(gated)["total"]
-    found = moe_dry_run.plan(config, 2)
+    found = dry_run.plan(config, 2)
     assert found["parameters_total"] == count
     # The bias of a choice belongs to what is trained too: one number per expert.
     assert found["state_gib"] * 2**30 == pytest.approx(6 * 4 * (count + 2), rel=1e-6)
     # A batch twice as large keeps twice as much.
     config.moe.devices = 4
-    assert moe_dry_run.plan(config, 2)["kept_for_backward_gib"] == pytest.approx(
+    assert dry_run.plan(config, 2)["kept_for_backward_gib"] == pytest.approx(
         2 * found["kept_for_backward_gib"], rel=0.05
     )
 
@@ -136,7 +136,7 @@ def test_a_plan_counts_every_trained_parameter_six_times():
 )
 def test_configs_at_full_size_fit_into_their_devices(config):
     largest = max(config.moe.counts)
-    usual, most = (moe_dry_run.plan(config, k) for k in (config.moe.count, largest))
+    usual, most = (dry_run.plan(config, k) for k in (config.moe.count, largest))
     assert usual["experts"] == 4 and most["experts"] == largest
     # The estimate knows no temporaries: a third is left to them.
     assert 2 < usual["total_gib"] <= most["total_gib"] <= 0.67 * config.moe.device_memory

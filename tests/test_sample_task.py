@@ -47,7 +47,9 @@ def test_samples_are_on_disk_scored_exported_and_continued_after_a_stop(capsys, 
 
 
 def test_samples_need_no_judge_and_no_data():
-    assert command("--config.metric.kind=none", "--config.shards.model=low", "--config.data.name=cifar10") == 0
+    assert (
+        command("--config.metric.kind=none", "--config.shards.model=low", "--config.data.name=cifar10") == 0
+    )
     row = json.loads(Path("w/results.json").read_text())["rows"][0]
     assert row["model"] == "VDM" and "frechet" not in row and row["n_samples"] == 50
 

@@ -461,9 +461,7 @@ def test_empty_slots_cost_no_calls_and_change_nothing(settings):
 def test_later_samples_continue_the_sweep():
     low, high = pair()
     settings = sampling.Settings("heun", 5)
-    run = functools.partial(
-        sweeps.sweep_samples, low, high, (0.3,), key=KEY, settings=settings, batch_size=3
-    )
+    run = functools.partial(sweeps.sweep_samples, low, high, (0.3,), key=KEY, settings=settings, batch_size=3)
     np.testing.assert_array_equal(run(9).images[0][6:], run(3, first=6).images[0])
 
 

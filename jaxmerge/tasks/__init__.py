@@ -1,7 +1,7 @@
 """What a config's task does; the only room that knows ConfigDict.
 
-moe                two frozen experts under a trained gate (``moe.py``)
-moe_ablations      mixtures of K experts, their baselines and ablations (``moe_ablations.py``)
+moe                two frozen experts under a trained gate (``moe/gates.py``)
+moe_ablations      mixtures of K experts, their baselines and ablations (``moe/ablations.py``)
 merge              measure two experts and their merges, and write the report (``merge.py``)
 sample             draw many samples of one model into shards on disk (``sample.py``)
 train_expert       train a base expert (``train.py``)
@@ -11,12 +11,13 @@ train_classifier   train the digits classifier (``train.py``)
 from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
-from jaxmerge.tasks import merge, moe, moe_ablations, sample, train
+from jaxmerge.tasks import merge, sample, train
+from jaxmerge.tasks.moe import ablations, gates
 
 TASKS = {
     "merge": merge.run,
-    "moe": moe.run,
-    "moe_ablations": moe_ablations.run,
+    "moe": gates.run,
+    "moe_ablations": ablations.run,
     "sample": sample.run,
     "train_expert": train.expert,
     "train_classifier": train.classifier,

@@ -22,7 +22,7 @@ from jaxmerge.gate.cost import parameter_counts
 from jaxmerge.gate.gated import Gated
 from jaxmerge.noise import PixelScale
 from jaxmerge.run import Run
-from jaxmerge.tasks import moe_models, moe_train
+from jaxmerge.tasks.moe import models, train
 from jaxmerge.training import gate_objective, gate_parts, recipes
 
 GIB = 2**30
@@ -90,8 +90,8 @@ def abstract_mixture(config: ConfigDict, count: int) -> Gated:
 
     def make():
         base = io.build(described, seed=0)
-        experts = moe_train.starting(asked, base, count, asked.experts, 0)
-        return moe_models.fresh(asked, experts, seed=0)
+        experts = train.starting(asked, base, count, asked.experts, 0)
+        return models.fresh(asked, experts, seed=0)
 
     return jax.eval_shape(make)
 
@@ -101,7 +101,7 @@ def plan(config: ConfigDict, count: int) -> dict[str, float | int]:
     asked, gated = config.moe, abstract_mixture(config, count)
     shape, levels = shape_of(config)
     trained, frozen = gate_parts.split(
-        gated, "gate" if asked.parts == "gate" else moe_train.expert_parts(asked, asked.experts)
+        gated, "gate" if asked.parts == "gate" else train.expert_parts(asked, asked.experts)
     )
     # Every device has whole images.
     batch = max(1, -(-asked.batch_size // asked.devices))
@@ -158,15 +158,15 @@ def miniature(config: ConfigDict, run: Run) -> dict[str, Any]:
     ]
     chosen = slices.fit(asked.slices[0], asked.count, parts[0])
     base = io.build(recipes.description(small.expert.to_dict(), parts[0]), seed=0)
-    gated = moe_models.fresh(asked, moe_train.starting(asked, base, asked.count, asked.experts, 0), seed=0)
-    _, record = moe_train.train(
+    gated = models.fresh(asked, train.starting(asked, base, asked.count, asked.experts, 0), seed=0)
+    _, record = train.train(
         small,
         run,
         "miniature",
         gated,
         (parts[0], parts[1]),
         seed=0,
-        parts=moe_train.expert_parts(asked, asked.experts),
+        parts=train.expert_parts(asked, asked.experts),
         steps=2,
         learning_rate=asked.experts_learning_rate,
         members=(chosen.members(parts[0]), chosen.members(parts[1])),

@@ -11,8 +11,8 @@ from jaxmerge.data.slices import SliceSet
 from jaxmerge.gate.gated import Gated
 from jaxmerge.gate.measure import measure
 from jaxmerge.noise import PixelScale
-from jaxmerge.tasks.moe_measure import Frame
-from jaxmerge.tasks.moe_models import Method
+from jaxmerge.tasks.moe.measure import Frame
+from jaxmerge.tasks.moe.models import Method
 
 BINS = 24
 

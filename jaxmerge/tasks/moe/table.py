@@ -20,7 +20,7 @@ from jaxmerge.files import write_bytes
 from jaxmerge.likelihood import Likelihood
 from jaxmerge.report import tables
 from jaxmerge.run import Run
-from jaxmerge.tasks.moe_models import Method
+from jaxmerge.tasks.moe.models import Method
 
 Measured = dict[str, dict[str, Any]]
 PER_IMAGE = ("bpd", "vlb")

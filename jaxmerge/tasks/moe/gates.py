@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from jaxmerge.merge import Switch
 from jaxmerge.run import Run
-from jaxmerge.tasks import bounds, merge, moe_diagnose, moe_dry_run, moe_measure, moe_table, moe_words
-from jaxmerge.tasks.moe_measure import Frame
-from jaxmerge.tasks.moe_models import Method, by_level, fresh, uniform
-from jaxmerge.tasks.moe_train import train
+from jaxmerge.tasks import bounds, merge
+from jaxmerge.tasks.moe import diagnose, dry_run, measure, table, words
+from jaxmerge.tasks.moe.measure import Frame
+from jaxmerge.tasks.moe.models import Method, by_level, fresh, uniform
+from jaxmerge.tasks.moe.train import train
 from jaxmerge.tasks.quality import describe
 from jaxmerge.tasks.setup import Setup, prepare
 from jaxmerge.training.gate_objective import Penalties
@@ -62,29 +63,29 @@ GATES = (
 def run(config: ConfigDict, run: Run) -> None:
     """Trains the gates, measures every method, and writes results and report."""
     if config.moe.dry_run:
-        moe_dry_run.run(config, run)
+        dry_run.run(config, run)
         return
     merge.check_late_stages(config)
     setup = prepare(config, run.progress)
     proposal = bounds.propose(config, run, setup)
     cut = setup.gamma(proposal["best"])
-    frame = Frame(config, run, setup, moe_measure.strata(config, setup, [cut]))
+    frame = Frame(config, run, setup, measure.strata(config, setup, [cut]))
     width, tuning = tune(frame)
     methods = untrained(setup, proposal, cut) + gates(frame, width)
     gated = [m for m in methods if m.key.startswith("gate_")]
-    frame = moe_measure.with_grid(frame, next(m for m in gated if m.key == "gate_z").models[0])
-    measured = {m.key: moe_measure.measure(frame, m) for m in methods}
-    sets = moe_diagnose.slice_sets(config.moe, config.moe.count, setup.train)
-    diagnosed = {m.key: moe_diagnose.diagnose(frame, m, sets) for m in gated}
+    frame = measure.with_grid(frame, next(m for m in gated if m.key == "gate_z").models[0])
+    measured = {m.key: measure.measure(frame, m) for m in methods}
+    sets = diagnose.slice_sets(config.moe, config.moe.count, setup.train)
+    diagnosed = {m.key: diagnose.diagnose(frame, m, sets) for m in gated}
     results, pictures = summarise(frame, methods, measured, diagnosed, sets, proposal)
-    moe_table.write_markdown(run, config, results)
+    table.write_markdown(run, config, results)
     run.finish(results | {"tuning": tuning, "gate_width": width}, pictures)
 
 
 def untrained(setup: Setup, proposal: dict[str, Any], cut: float) -> list[Method]:
     """Single experts and the merges that need no training."""
-    pair, table = (setup.low, setup.high), proposal["weights"]
-    gammas = np.asarray(table["gamma"])
+    pair, weights = (setup.low, setup.high), proposal["weights"]
+    gammas = np.asarray(weights["gamma"])
     fitted = "that minimise the bound of the validation images, a table over γ."
     eta = f"η = {proposal['best']:.3f}"
     return [
@@ -101,14 +102,14 @@ def untrained(setup: Setup, proposal: dict[str, Any], cut: float) -> list[Method
         Method(
             "convex",
             "convex weights per γ",
-            (by_level(pair, gammas, np.asarray(table["convex"])),),
+            (by_level(pair, gammas, np.asarray(weights["convex"])),),
             f"Weights between 0 and 1 {fitted}",
             2,
         ),
         Method(
             "affine",
             "affine weights per γ",
-            (by_level(pair, gammas, np.asarray(table["affine"])),),
+            (by_level(pair, gammas, np.asarray(weights["affine"])),),
             f"Weights that sum to 1 {fitted}",
             2,
         ),
@@ -169,48 +170,46 @@ def pairs_of(methods: list[Method]) -> list[tuple[Method, Method]]:
 def summarise(
     frame: Frame,
     methods: list[Method],
-    measured: moe_table.Measured,
+    measured: table.Measured,
     diagnosed: dict[str, list[dict[str, Any]]],
     sets: list[Any],
     proposal: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(results, pictures) for `Run.finish`."""
     config, setup = frame.config, frame.setup
-    rows = [moe_table.row(m, measured[m.key]) for m in methods]
-    distance = moe_words.distance_of(setup)
+    rows = [table.row(m, measured[m.key]) for m in methods]
+    distance = words.distance_of(setup)
     quantities = ("bpd", "vlb", *((distance[0],) if setup.judge is not None else ()))
-    compare = functools.partial(moe_table.difference, measured)
-    table = proposal["weights"]
+    compare = functools.partial(table.difference, measured)
+    weights = proposal["weights"]
     names = ["VDM", "EDM"]
-    gammas = np.asarray(table["gamma"])
+    gammas = np.asarray(weights["gamma"])
     cut = setup.gamma(proposal["best"])
     step = np.stack([gammas <= cut, gammas > cut], axis=1).astype(float)
     shown = {methods[2].name: {"gamma": gammas, "mean": step}}
     shown |= {
-        f"{kind} weights per γ": {"gamma": gammas, "mean": table[kind]} for kind in ("convex", "affine")
+        f"{kind} weights per γ": {"gamma": gammas, "mean": weights[kind]} for kind in ("convex", "affine")
     }
-    shown |= {m.name: moe_diagnose.weights(diagnosed[m.key]) for m in methods if m.key in diagnosed}
+    shown |= {m.name: diagnose.weights(diagnosed[m.key]) for m in methods if m.key in diagnosed}
     results = {
         "title": config.title or f"Two experts of {config.data.name} under a trained gate",
-        "finding": moe_words.merge_finding(methods, rows, compare),
+        "finding": words.merge_finding(methods, rows, compare),
         "levels": setup.low.pixel_scale.levels,
         "data": {split: getattr(setup, split).record for split in ("train", "validation", "test")},
         "experts": setup.records,
         "rows": rows,
-        "columns": moe_table.columns(rows, distance),
-        "paired": moe_table.paired(measured, pairs_of(methods), quantities),
+        "columns": table.columns(rows, distance),
+        "paired": table.paired(measured, pairs_of(methods), quantities),
         "gate_weights": {"experts": names, "methods": shown},
         "gate_slices": {
-            m.name: moe_diagnose.by_slice(diagnosed[m.key], sets) for m in methods if m.key in diagnosed
+            m.name: diagnose.by_slice(diagnosed[m.key], sets) for m in methods if m.key in diagnosed
         },
         "slices": [s.report(setup.train) for s in sets],
-        "gates": [
-            moe_diagnose.gate_figures(m.name, m, diagnosed[m.key]) for m in methods if m.key in diagnosed
-        ],
-        "definitions": moe_words.definitions(frame, distance) | {m.name: m.what for m in methods},
-        "narrative": moe_words.merge_narrative(methods, rows, compare, distance),
-        "notes": moe_words.notes(rows),
+        "gates": [diagnose.gate_figures(m.name, m, diagnosed[m.key]) for m in methods if m.key in diagnosed],
+        "definitions": words.definitions(frame, distance) | {m.name: m.what for m in methods},
+        "narrative": words.merge_narrative(methods, rows, compare, distance),
+        "notes": words.notes(rows),
         "proposed": {"best_bound": proposal["best"], "cautious": proposal["cautious"]},
         **describe(setup.judge),
     }
-    return results, moe_words.pictures(setup, methods, measured)
+    return results, words.pictures(setup, methods, measured)

@@ -1,7 +1,7 @@
 """Everything that the table of mixtures trains, each part once and in a folder of its own.
 
 Phase 1 makes specialists of the base expert, phase 2 trains gates over them; in joint training each row and
-seed does both with experts of its own. See ``moe_rows.py`` for the rows.
+seed does both with experts of its own. See ``rows.py`` for the rows.
 """
 
 import functools
@@ -18,9 +18,10 @@ from jaxmerge.gate.gated import Gated
 from jaxmerge.gate.network import offset_logits
 from jaxmerge.merge import Switch
 from jaxmerge.run import Run
-from jaxmerge.tasks import bounds, moe_diagnose, moe_models, moe_train, quality
-from jaxmerge.tasks.moe_models import Method
-from jaxmerge.tasks.moe_rows import REFERENCE, Variant, variants
+from jaxmerge.tasks import bounds, quality
+from jaxmerge.tasks.moe import diagnose, models, train
+from jaxmerge.tasks.moe.models import Method
+from jaxmerge.tasks.moe.rows import REFERENCE, Variant, variants
 from jaxmerge.tasks.setup import Setup, open_split
 
 
@@ -34,7 +35,7 @@ def fresh_setup(config: ConfigDict, run: Run) -> Setup:
         data["validation"] = data["validation"].take(config.data.n_validation)
     judge = quality.judge(config, data["train"], run.progress)
     quality.check_counts(judge, config.sampling)
-    expert = moe_models.fresh_expert(config, data["train"], config.seed)
+    expert = models.fresh_expert(config, data["train"], config.seed)
     key = jax.random.key(config.seed)
     uses = ("proposal", "grid", "likelihood", "bound", "sampling")
     keys = {use: jax.random.fold_in(key, i) for i, use in enumerate(uses)}
@@ -55,12 +56,12 @@ class Grid:
         """What the experts of one seed start from: the config's low-noise expert, or a fresh network."""
         if self.asked.base == "checkpoint":
             return self.setup.low
-        return moe_models.fresh_expert(self.config, self.setup.train, seed)
+        return models.fresh_expert(self.config, self.setup.train, seed)
 
     @functools.cache  # noqa: B019 - one grid per process
     def sets(self, count: int):
         """The config's kinds of slices, one slice per expert."""
-        return moe_diagnose.slice_sets(self.asked, count, self.setup.train)
+        return diagnose.slice_sets(self.asked, count, self.setup.train)
 
     @functools.cache  # noqa: B019 - one grid per process
     def members(self, count: int):
@@ -72,7 +73,7 @@ class Grid:
     def specialists(self, count: int, kind: str):
         """Frozen experts, one per slice."""
         members = self.members(count)
-        return moe_train.specialists(
+        return train.specialists(
             self.config, self.run, self.base(self.config.seed), count, kind, self.data, members
         )[0]
 
@@ -86,34 +87,34 @@ class Grid:
         kind = variant.experts or self.asked.experts
         settings: dict[str, Any] = dict(
             members=self.members(count),
-            penalties=moe_train.penalties(
+            penalties=train.penalties(
                 self.asked, load=variant.load, entropy=variant.entropy, align=variant.align
             ),
             # With as few experts as are kept there is no choice to balance.
             bias_rate=self.asked.bias_rate if variant.balance and count > self.asked.top_k else 0.0,
         )
         if self.joint:
-            experts = moe_train.starting(self.asked, self.base(seed), count, kind, seed)
+            experts = train.starting(self.asked, self.base(seed), count, kind, seed)
             settings |= dict(
-                parts=moe_train.expert_parts(self.asked, kind),
+                parts=train.expert_parts(self.asked, kind),
                 steps=self.steps(),
                 warm_fraction=self.asked.warm_steps / self.steps(),
                 learning_rate=self.asked.experts_learning_rate,
             )
         top_k = min(self.asked.top_k, count) if variant.sparse else None
-        gated = moe_models.fresh(self.asked, experts, seed=seed, top_k=top_k)
+        gated = models.fresh(self.asked, experts, seed=seed, top_k=top_k)
         change = changes.pop("change", lambda gated: gated)
         name = changes.pop("name", f"{variant.key}_{seed}")
         settings |= changes
-        return moe_train.train(self.config, self.run, name, change(gated), self.data, seed=seed, **settings)
+        return train.train(self.config, self.run, name, change(gated), self.data, seed=seed, **settings)
 
     def trained(self, variant: Variant) -> Method:
         """A row of `VARIANTS`, with every seed."""
         count = variant.count or self.asked.count
         kind = variant.experts or self.asked.experts
         experts = None if self.joint else self.specialists(count, kind)
-        models = tuple(self.train(variant, seed, experts)[0] for seed in self.seeds)
-        return Method(variant.key, variant.name, models, variant.what, count, self.steps())
+        trained = tuple(self.train(variant, seed, experts)[0] for seed in self.seeds)
+        return Method(variant.key, variant.name, trained, variant.what, count, self.steps())
 
     def methods(self, rows: set[str]) -> tuple[list[Method], list[Method]]:
         """(all rows, those with a trained gate)."""
@@ -122,16 +123,16 @@ class Grid:
         below = [m for m in self.baselines(rows) if m.key in rows]
         if "B_top2" in rows:
             soft = by_key["B"]
-            models = tuple(m.but(top_k=self.asked.top_k) for m in soft.models)
+            sparse = tuple(m.but(top_k=self.asked.top_k) for m in soft.models)
             what = "The gates and experts of B, run with the two largest weights: no training of its own."
-            gated.insert(1, Method("B_top2", "B run as top 2", models, what, soft.experts, soft.steps))
+            gated.insert(1, Method("B_top2", "B run as top 2", sparse, what, soft.experts, soft.steps))
         mixed = [m for m in self.unlearned(by_key.get("B")) if m.key in rows]
         return [*below, *gated, *mixed], gated
 
     def equal_compute(self) -> int:
         """Steps of a single expert with the FLOPs of both phases of B: 3 calls per image where weights are trained."""
         asked, count = self.asked, self.asked.count
-        gated = moe_models.fresh(asked, moe_models.copies(self.base(0), count), seed=0)
+        gated = models.fresh(asked, models.copies(self.base(0), count), seed=0)
         spent = cost.costs(gated, asked.batch_size)
         one = float(spent.dense[0])
         experts = (3.0 if self.joint else 1.0) * float(spent.dense.sum())
@@ -154,14 +155,14 @@ class Grid:
         for key, (name, steps, words) in lengths.items():
             if key not in rows:
                 continue
-            models = tuple(
-                moe_train.single(
+            trained = tuple(
+                train.single(
                     self.config, self.run, self.base(s), f"{key}_{s}", self.data, steps=steps, seed=s
                 )[0]
                 for s in self.seeds
             )
             found.append(
-                Method(key, name, models, f"The base expert alone, trained on for {words}.", 1, steps)
+                Method(key, name, trained, f"The base expert alone, trained on for {words}.", 1, steps)
             )
         if "switch" in rows and self.asked.base == "checkpoint":
             proposal = bounds.propose(self.config, self.run, self.setup)
@@ -185,12 +186,12 @@ class Grid:
         fitted = f"on {same}, a table over γ that minimises the bound of the validation images."
         tabled = {
             kind: tuple(
-                moe_models.by_level(list(p), t["gamma"], t[kind]) for p, t in zip(pools, tables, strict=True)
+                models.by_level(list(p), t["gamma"], t[kind]) for p, t in zip(pools, tables, strict=True)
             )
             for kind in ("convex", "affine")
         }
-        random = tuple(moe_models.at_random(pools[s % len(pools)], s) for s in self.seeds)
-        average = tuple(moe_models.uniform(pool) for pool in pools)
+        random = tuple(models.at_random(pools[s % len(pools)], s) for s in self.seeds)
+        average = tuple(models.uniform(pool) for pool in pools)
         return [
             Method("uniform", "uniform average", average, f"Equal weights on {same}.", count),
             Method("convex", "convex weights per γ", tabled["convex"], f"Weights in [0, 1] {fitted}", count),
@@ -204,7 +205,7 @@ class Grid:
         """Best weights per noise level of some experts, from the validation images."""
 
         def compute():
-            low, high = moe_models.span_of(experts)
+            low, high = models.span_of(experts)
             curves = vlb.error_curves(
                 {f"expert {k}": e for k, e in enumerate(experts)},
                 self.setup.validation.images,

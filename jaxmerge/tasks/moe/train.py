@@ -16,7 +16,7 @@ from jaxmerge.data import Dataset
 from jaxmerge.experts.adapters import share_trunk
 from jaxmerge.gate.gated import Gated
 from jaxmerge.run import Run
-from jaxmerge.tasks import moe_models
+from jaxmerge.tasks.moe import models
 from jaxmerge.training import gate_parts, gate_recipe
 from jaxmerge.training.gate_objective import Penalties
 from jaxmerge.training.tables import read
@@ -169,7 +169,7 @@ def specialists(
         config,
         run,
         f"experts_{kind}_{count}",
-        moe_models.uniform(start),
+        models.uniform(start),
         data,
         seed=config.seed,
         parts=expert_parts(asked, kind),
@@ -192,7 +192,7 @@ def starting(asked: ConfigDict, base, count: int, kind: str, seed: int):
     """K experts before any training: copies of one network, or one trunk with adapters that do nothing yet."""
     if kind == "adapters":
         return share_trunk(base, count, rank=asked.rank, seed=seed)
-    return moe_models.copies(base, count)
+    return models.copies(base, count)
 
 
 def single(
@@ -203,7 +203,7 @@ def single(
         config,
         run,
         name,
-        moe_models.uniform(moe_models.copies(base, 1)),
+        models.uniform(models.copies(base, 1)),
         data,
         seed=seed,
         parts="all",

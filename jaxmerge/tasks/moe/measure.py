@@ -22,7 +22,7 @@ from jaxmerge.metrics import cost, reconstruction
 from jaxmerge.run import Run
 from jaxmerge.tasks import likelihoods
 from jaxmerge.tasks.likelihoods import as_arrays
-from jaxmerge.tasks.moe_models import AtOneLevel, Method
+from jaxmerge.tasks.moe.models import AtOneLevel, Method
 from jaxmerge.tasks.samples import sampler_settings
 from jaxmerge.tasks.setup import Setup
 
