@@ -104,7 +104,9 @@ def dequantize(
         noise = standard_noise(method, keys, images.shape[1:], scale, gamma)
     x = jnp.asarray(scale.values(), dtype)[images]
     z, neg_log_q, entropy = _FORMULAS[method](x, jnp.asarray(noise, dtype), gamma, scale)
-    log_p_x_given_z = decoder.log_prob(images, z, gamma, scale) if method == "variational" else jnp.zeros_like(neg_log_q)
+    log_p_x_given_z = (
+        decoder.log_prob(images, z, gamma, scale) if method == "variational" else jnp.zeros_like(neg_log_q)
+    )
     return Dequantized(z, gamma, log_p_x_given_z, neg_log_q, jnp.broadcast_to(entropy, neg_log_q.shape))
 
 

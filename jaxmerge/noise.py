@@ -159,6 +159,8 @@ def image_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B"]
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
 
 
-def image_normal(key: Key[Array, ""], index: Int[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+def image_normal(
+    key: Key[Array, ""], index: Int[Array, " B"], shape: tuple[int, ...]
+) -> Float[Array, "B ..."]:
     """Standard normal noise [B, *shape], float32, drawn per image from (key, index)."""
     return jax.vmap(lambda k: jax.random.normal(k, shape))(image_keys(key, index))

@@ -24,7 +24,10 @@ def use_all_cores(most: int = 8) -> None:
     Args:
         most: devices at most; batches are cut into as many parts.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
+    if (
+        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+        or jax.config.jax_num_cpu_devices > 0
+    ):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # JAX refuses once its devices are in use, as in a notebook: then they stay as they are.
@@ -79,7 +82,9 @@ def map_batches(
     """
     count = len(arrays[0])
     if batch_size < 1 or count < 1:
-        raise ValueError(f"batch_size and the number of images must be at least 1, got {batch_size} and {count}.")
+        raise ValueError(
+            f"batch_size and the number of images must be at least 1, got {batch_size} and {count}."
+        )
     devices = device_count()
     # As few calls as the batch size allows, all of the same size: little padding.
     calls = -(-count // (batch_size * devices))
@@ -136,9 +141,7 @@ def training_program(
     taking = jax.local_devices()
     if batch_size is not None:
         taking = taking[: max(n for n in range(1, len(taking) + 1) if batch_size % n == 0)]
-    program = jax.pmap(
-        step, axis_name=_AXIS, in_axes=axes, out_axes=None, donate_argnums=0, devices=taking
-    )
+    program = jax.pmap(step, axis_name=_AXIS, in_axes=axes, out_axes=None, donate_argnums=0, devices=taking)
     cut = functools.partial(shares, devices=len(taking))
     everywhere = _everywhere(taking)
 

@@ -85,7 +85,9 @@ def _sweep_likelihood(scale, settings, low, high, gammas, key, images, index):
 
     # Uniform dequantisation starts above the lowest thresholds; those merges are the high expert alone.
     gammas = jnp.maximum(gammas, start)
-    nodes = jnp.concatenate([jnp.full(1, start, gammas.dtype), gammas, jnp.full(1, low.gamma_range[1], gammas.dtype)])
+    nodes = jnp.concatenate(
+        [jnp.full(1, start, gammas.dtype), gammas, jnp.full(1, low.gamma_range[1], gammas.dtype)]
+    )
     with jax.default_matmul_precision("highest"):
         zero = jnp.zeros(len(images), settings.dtype)
         carry = (d.z, (zero, zero, zero, jnp.zeros(len(images), jnp.int32)))
@@ -254,7 +256,9 @@ def _sweep_ancestral(scale, shape, settings, low, high, gammas, used, key, index
     gamma_min, gamma_max = low.gamma_range[0], high.gamma_range[1]
     steps = settings.steps
     z = sampling.initial_state(key, index, shape, gamma_max)
-    walk = functools.partial(sampling.ancestral_walk, span=(gamma_min, gamma_max), steps=steps, key=key, index=index)
+    walk = functools.partial(
+        sampling.ancestral_walk, span=(gamma_min, gamma_max), steps=steps, key=key, index=index
+    )
     switches = jax.vmap(lambda g: sampling.node_below(g, (gamma_min, gamma_max), steps))(gammas)
     # Stops on the way down: where a merge switches, its branch starts.
     order = jnp.argsort(-switches)
@@ -275,7 +279,9 @@ def _sweep_ancestral(scale, shape, settings, low, high, gammas, used, key, index
     back = jnp.argsort(order)
     calls = steps - falling[-1] + jnp.sum(below)
     whole = jnp.full(len(gammas), float(steps)) + (settings.final == "denoise")
-    return jnp.moveaxis(images[back], 0, 1), *(jnp.broadcast_to(a, (len(index), *a.shape)) for a in (whole, calls))
+    return jnp.moveaxis(images[back], 0, 1), *(
+        jnp.broadcast_to(a, (len(index), *a.shape)) for a in (whole, calls)
+    )
 
 
 def sweep_samples(
@@ -310,7 +316,9 @@ def sweep_samples(
     scale, shape = merges[0].pixel_scale, merges[0].image_shape
     slots = max(slots or 0, len(merges))
     used = np.arange(slots) < len(merges)
-    gammas = np.array([float(m.gamma) for m in merges], np.float32)[np.minimum(np.arange(slots), len(merges) - 1)]
+    gammas = np.array([float(m.gamma) for m in merges], np.float32)[
+        np.minimum(np.arange(slots), len(merges) - 1)
+    ]
     images, nfe, calls = parallel.map_batches(
         programs[settings.sampler],
         (scale, shape),
