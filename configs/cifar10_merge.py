@@ -59,6 +59,9 @@ def smoke(config):
     config.sampling.n_samples = config.sampling.n_samples_other = 2
     config.sampling.seeds = config.sampling.seeds_other = 1
     config.sampling.batch_size = 1
+    config.reconstruction.n_images = 2
+    config.reconstruction.gammas = (0.0,)
+    config.reconstruction.batch_size = 2
     return config
 
 
@@ -72,8 +75,10 @@ def paper_protocol(config) -> None:
     config.bound.repeats = 10
     config.bound.batch_size = 64
     config.sampling.n_samples = 50_000
-    config.sampling.seeds = 1
+    config.sampling.seeds = config.sampling.ancestral_seeds = 3
     config.sampling.n_samples_other = 50_000
     config.sampling.ancestral_samples = 50_000
     config.sampling.ancestral_samples_other = 50_000
     config.sampling.batch_size = 128
+    config.reconstruction.n_images = 512
+    config.cost.repeats = 10

@@ -37,6 +37,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling = sampling()
     config.shards = shards()
     config.metric = metric()
+    config.reconstruction = reconstruction()
+    config.cost = cost()
     config.report = report()
     config.expert = expert()
     config.training = training()
@@ -231,6 +233,35 @@ def metric() -> ConfigDict:
             "reference": "",
             # Kind "inception": take fewer than 2048 samples, where FID is much too large.
             "allow_few": False,
+        }
+    )
+
+
+def reconstruction() -> ConfigDict:
+    """Test images after noise and one denoising call, compared with the originals."""
+    return ConfigDict(
+        {
+            # Test images; 0 leaves the reconstructions out.
+            "n_images": 0,
+            # Noise levels gamma; both experts must know them.
+            "gammas": (-4.0, 0.0, 4.0),
+            # Checkpoint of LPIPS (python -m checkpoints_convert alex.pth DEST --backbone FILE); empty for PSNR and
+            # SSIM alone.
+            "lpips": "",
+            # Images per device and call.
+            "batch_size": 50,
+        }
+    )
+
+
+def cost() -> ConfigDict:
+    """What sampling costs with the first of ``sampling.sampler``: time, network calls, memory, parameters."""
+    return ConfigDict(
+        {
+            # Timed calls after one that compiles; 0 leaves the measurement out.
+            "repeats": 0,
+            # Images per call, all on one device.
+            "batch_size": 64,
         }
     )
 

@@ -36,6 +36,9 @@ def get_config(variant: str = ""):
     config.sampling.seeds = 3
     config.sampling.ancestral_samples = 484
     config.sampling.batch_size = 44
+    config.reconstruction.n_images = 484
+    config.reconstruction.batch_size = 44
+    config.cost.repeats, config.cost.batch_size = 5, 44
     if variant == "small":
         small(config)
     elif variant:
@@ -61,3 +64,6 @@ def small(config) -> None:
     config.sampling.n_samples = config.sampling.n_samples_other = 100
     config.sampling.seeds = 1
     config.sampling.batch_size = 25
+    config.reconstruction.n_images = 64
+    config.reconstruction.batch_size = 32
+    config.cost.repeats, config.cost.batch_size = 3, 25

@@ -45,6 +45,7 @@ MAY_BE_ZERO = (
     *("warmup_steps", "sample_every", "fourier", "n_validation", "published", "groups"),
     *("shift", "collapse_steps"),
     *("likelihood.n_images", "bound.n_images", "n_samples"),
+    *("reconstruction.n_images", "cost.repeats"),
 )
 # Real numbers that must lie strictly inside a range, and how to say so.
 POSITIVE = (0.0, math.inf, "above 0")
@@ -76,7 +77,7 @@ FROM_ZERO = {
 }
 # Lists that must name at least one thing.
 NOT_EMPTY = (
-    *("merge.etas", "sampling.sampler", "expert.channel_mult"),
+    *("merge.etas", "sampling.sampler", "expert.channel_mult", "reconstruction.gammas"),
     *("moe.widths", "moe.counts", "moe.slices"),
 )
 

@@ -17,6 +17,7 @@ from jaxmerge.files import plain
 from jaxmerge.merge import Switch
 from jaxmerge.noise import PixelScale
 from jaxmerge.report import page, tables
+from jaxmerge.tasks import reconstructions
 from jaxmerge.tasks.moe import diagnose, measure, models, table, train, words
 from jaxmerge.tasks.moe.models import Method
 from jaxmerge.tasks.moe.rows import wanted
@@ -97,7 +98,7 @@ def test_a_fresh_gate_and_the_uniform_average_agree_and_copies_share_no_memory()
 
 @pytest.mark.parametrize(("side", "window"), [(8, 7), (9, 9), (11, 11), (12, 11), (256, 11)])
 def test_the_window_of_ssim_is_odd_and_fits(side, window):
-    assert measure.window_of((side, side, 1)) == window
+    assert reconstructions.window_of((side, side, 1)) == window
 
 
 # --- tables ------------------------------------------------------------------------------------------

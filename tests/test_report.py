@@ -245,3 +245,37 @@ def test_distances_are_paired_by_seed():
     np.testing.assert_allclose(entry["difference"], (0.1 + 0.3) / 2)
     np.testing.assert_allclose(entry["se"], np.std([0.1, 0.3], ddof=1) / np.sqrt(2))
     assert summary.paired_distance(measured, common, "ode", "frechet", (0.2, "eta_0"), (None, "EDM")) == []
+
+
+def test_page_shows_seeds_reconstructions_and_costs(results):
+    results["seeds"] = [
+        {"model": "merged", "eta": 0.2, "sampler": "heun", "quantity": "inception_score", "n_seeds": 3}
+        | {"mean": 9.912, "std": 0.054, "minimum": 9.87, "maximum": 9.97, "low": 9.78, "high": 10.05}
+    ]
+    entry = {"gamma": -4.0, "model": "VDM", "eta": None, "psnr": 31.25, "psnr_se": 0.11, "psnr_pooled": 30.5}
+    entry |= {"exact": 0, "ssim": 0.951, "ssim_se": 0.002}
+    results["reconstructions"] = {"entries": [entry], "definition": "noise & one call"}
+    cost = {
+        "model": "EDM",
+        "eta": None,
+        "latency": 0.0125,
+        "latency_low": 0.012,
+        "latency_high": 0.0131,
+        "nfe": 35.0,
+    }
+    cost |= {"parameters": 55_700_000, "planned_bytes": 250_000_000, "host_peak": None, "device_peak": None}
+    results["costs"] = {"entries": [cost], "definition": "wall seconds"}
+    text = page.page(results, {})
+    for shown in (
+        "inception score, heun",
+        "9.78 to 10.05",
+        "31.25 ± 0.11",
+        "0.9510 ± 0.0020",
+        "noise &amp; one call",
+    ):
+        assert shown in text
+    for shown in ("12.5 [12, 13.1]", "55,700,000", "<td>250</td>", "wall seconds"):
+        assert shown in text
+    assert "LPIPS" not in text
+    entry |= {"lpips": 0.0312, "lpips_se": 0.0011}
+    assert "0.0312 ± 0.0011" in page.page(results, {})

@@ -1,11 +1,18 @@
 """From a config to the settings of its stages."""
 
+import contextlib
+
+import jax
+import numpy as np
 import pytest
+from scipy import stats
 
 from configs import default
 from jaxmerge import probability_flow as flow
 from jaxmerge import settings
-from jaxmerge.tasks import likelihoods, samples
+from jaxmerge.metrics import reconstruction
+from jaxmerge.tasks import costs, likelihoods, reconstructions, samples, summary
+from jaxmerge.tasks.setup import prepare
 
 KINDS = {
     "fixed": flow.FixedGrid(3.0),
@@ -49,3 +56,105 @@ def test_every_merge_is_drawn_with_its_seeds_where_no_threshold_is_proposed():
     assert with_proposal == [(0, [0.2, 0.25, 0.3], 50), (1, [0.2, 0.3], 50)]
     asked.n_samples = asked.n_samples_other = 0
     assert samples.sample_plan(asked, "heun", [0.2, 0.3], proposal) == []
+
+
+@pytest.fixture(scope="module")
+def digits_setup():
+    """The shipped experts and a few digits, without a judge."""
+    config = default.get_config()
+    config.metric.kind = "none"
+    config.reconstruction.n_images, config.reconstruction.gammas = 10, (-3.0, 3.0)
+    config.cost.repeats, config.cost.batch_size = 2, 3
+    config.sampling.heun_steps = 2
+    return config, prepare(config, None)
+
+
+class FakeRun:
+    """Keeps nothing and shows nothing."""
+
+    def stage(self, name, compute):
+        return compute()
+
+    @contextlib.contextmanager
+    def progress(self, total, what, unit="images"):
+        yield lambda n=1: None
+
+
+def test_reconstructions_are_those_of_the_expert_that_a_merge_asks(digits_setup):
+    config, setup = digits_setup
+    found = reconstructions.measure(config, FakeRun(), setup, 0.5)
+    rows = {(row["gamma"], row["model"]): row for row in reconstructions.entries(config, found, 0.5)}
+    assert list(rows) == [(g, m) for g in (-3.0, 3.0) for m in ("EDM", "merged", "VDM")]
+    assert -3.0 < setup.gamma(0.5) < 3.0
+    for gamma, asked in ((-3.0, "VDM"), (3.0, "EDM")):
+        merged, expert = rows[gamma, "merged"], rows[gamma, asked]
+        assert merged["eta"] == 0.5 and expert["eta"] is None
+        same = {key: value for key, value in expert.items() if key not in ("model", "eta")}
+        assert {key: merged[key] for key in same} == same
+        assert rows[gamma, "EDM"]["psnr"] != rows[gamma, "VDM"]["psnr"]
+    assert rows[-3.0, "VDM"]["psnr"] > rows[3.0, "VDM"]["psnr"] + 5
+    # The same numbers as from the metric's own calls.
+    data = setup.test.take(10)
+    key = jax.random.fold_in(setup.keys["bound"], reconstructions.NOISE)
+    images = reconstruction.reconstruct(setup.low, data.images, -3.0, key=key, index=data.index)
+    alone = reconstruction.score(
+        data.images,
+        images,
+        gamma=-3.0,
+        scale=setup.low.pixel_scale,
+        window=reconstructions.window_of(data.shape),
+    )
+    assert rows[-3.0, "VDM"]["psnr"] == pytest.approx(alone.psnr)
+    assert rows[-3.0, "VDM"]["ssim"] == pytest.approx(alone.ssim)
+    assert "lpips" not in rows[3.0, "EDM"]
+
+
+def test_reconstructions_are_refused_before_anything_else_is_computed(digits_setup):
+    config, setup = digits_setup
+    config = config.copy_and_resolve_references()
+    config.reconstruction.gammas = (7.0,)
+    with pytest.raises(ValueError, match=r"reconstruction\.gammas"):
+        reconstructions.check(config, setup)
+    config.reconstruction.gammas, config.reconstruction.lpips = (0.0,), "nowhere"
+    with pytest.raises(ValueError, match="nowhere"):
+        reconstructions.check(config, setup)
+    config.reconstruction.n_images = 0
+    reconstructions.check(config, setup)
+
+
+def test_costs_name_calls_parameters_and_what_the_backend_does_not_tell(digits_setup):
+    config, setup = digits_setup
+    rows = {row["model"]: row for row in costs.entries(costs.measure(config, FakeRun(), setup, 0.5), 0.5)}
+    assert list(rows) == ["EDM", "merged", "VDM"] and rows["merged"]["eta"] == 0.5
+    for row in rows.values():
+        assert 0 < row["latency_low"] <= row["latency"] <= row["latency_high"]
+        assert row["nfe"] >= 2 and "median" in row["latency_definition"]
+        assert row["device_peak"] is None or row["device_peak"] > 0
+    # A merge has both networks; its threshold is one more number.
+    assert rows["merged"]["parameters"] - 1 == rows["EDM"]["parameters"] + rows["VDM"]["parameters"]
+
+
+def test_scores_over_seeds_have_mean_spread_minimum_and_interval():
+    values = {"EDM": [2.0, 2.4, 1.9], "VDM": [9.0, 9.3, 9.6], "eta_0": [1.8, 2.0, 2.2]}
+    stages = {
+        f"samples_heun_{seed}_1x50": {
+            "etas": np.array([0.3]),
+            "count": 50,
+            "scores": {model: {"nfe": 35.0, "fid": v[seed]} for model, v in values.items()},
+        }
+        for seed in range(3)
+    }
+    stages["floor"] = {"distance": 1.0, "n_images": 5}
+    found = summary.seeds({"etas": [0.3], "samples": stages})
+    assert [(row["model"], row["eta"], row["quantity"]) for row in found] == [
+        ("EDM", None, "fid"),
+        ("merged", 0.3, "fid"),
+        ("VDM", None, "fid"),
+    ]
+    edm = found[0]
+    assert edm["n_seeds"] == 3 and edm["minimum"] == 1.9 and edm["maximum"] == 2.4
+    assert edm["mean"] == pytest.approx(2.1) and edm["std"] == pytest.approx(np.std(values["EDM"], ddof=1))
+    interval = stats.t.interval(0.95, 2, loc=edm["mean"], scale=edm["std"] / 3**0.5)
+    assert (edm["low"], edm["high"]) == pytest.approx(interval)
+    del stages["samples_heun_1_1x50"], stages["samples_heun_2_1x50"]
+    assert summary.seeds({"etas": [0.3], "samples": stages}) == []

@@ -34,9 +34,11 @@ def experiment(variant: str, name: str) -> ConfigDict:
         config = default.get_config()
         config.likelihood.n_images = config.bound.n_images = 60
         config.likelihood.batch_size = 30
-        config.sampling.n_samples = config.sampling.n_samples_other = 200
-        config.sampling.ancestral_samples = config.sampling.ancestral_samples_other = 200
-        config.sampling.seeds = config.sampling.seeds_other = config.sampling.ancestral_seeds = 2
+        config.sampling.n_samples = config.sampling.n_samples_other = 120
+        config.sampling.ancestral_samples = config.sampling.ancestral_samples_other = 120
+        config.sampling.seeds = config.sampling.seeds_other = config.sampling.ancestral_seeds = 3
+        config.reconstruction.n_images = 60
+        config.cost.repeats = 3
     else:
         config = (imagenet32_merge if variant else cifar10_merge).get_config()
         config.report.published_data = "imagenet32_old" if variant else "cifar10"
@@ -48,7 +50,8 @@ def experiment(variant: str, name: str) -> ConfigDict:
 
 
 def only(config: ConfigDict, *parts: str) -> None:
-    """Leaves out every part that is not named: "proposal", "likelihood", "bound", "samples"."""
+    """Leaves out every part that is not named: "proposal", "likelihood", "bound", "samples", "others" (noise removed
+    from test images, cost of sampling)."""
     config.merge.propose = "proposal" in parts
     if "likelihood" not in parts:
         config.likelihood.n_images = 0
@@ -58,6 +61,8 @@ def only(config: ConfigDict, *parts: str) -> None:
         config.sampling.n_samples = config.sampling.n_samples_other = 0
         config.sampling.ancestral_samples = config.sampling.ancestral_samples_other = 0
         config.metric.kind = "none"
+    if "others" not in parts:
+        config.reconstruction.n_images = config.cost.repeats = 0
 
 
 def samples_only(variant: str, name: str, model: str) -> ConfigDict:

@@ -17,7 +17,7 @@ def get_config(variant: str = ""):
         ValueError: another variant than "", "imagenet32" and "digits".
     """
     config = common.experiment(variant, "figure4")
-    common.only(config, "likelihood", "bound", "samples")
+    common.only(config, "likelihood", "bound", "samples", "others")
     config.sampling.sampler = ("ode", "ancestral")
     if variant != "digits":
         config.metric.kind = "inception"

@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
         ValueError: another variant than "", "imagenet32" and "digits".
     """
     config = common.experiment(variant, "table2")
-    common.only(config, "samples")
+    common.only(config, "samples", "others")
     config.sampling.sampler = ("ancestral", "ode")
     if variant != "digits":
         config.metric.kind = "inception"

@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
         ValueError: another variant than "", "imagenet32" and "digits".
     """
     config = common.experiment(variant, "table6")
-    common.only(config, "proposal", "likelihood", "bound", "samples")
+    common.only(config, "proposal", "likelihood", "bound", "samples", "others")
     config.sampling.sampler = ("ode",)
     if variant != "digits":
         config.metric.kind = "inception"

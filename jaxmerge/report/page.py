@@ -19,6 +19,13 @@
     weights                  gamma [G], experts [K], affine [G][K], convex [G][K], condition [G]
     terms                    [{"model", "eta", "likelihood": {name: bits}, "bound": {name: bits}}]
     published                {"table", "data", "source", "note", "entries"}: see ``report/published.py``
+    seeds                    [{"model", "eta", "sampler", "quantity", "n_seeds", "mean", "std", "minimum", "maximum",
+                             "low", "high"}]: scores over seeds, with Student's 95 % interval of the mean
+    reconstructions          {"entries", "definition"}; an entry has gamma, model, eta, psnr, psnr_se, psnr_pooled,
+                             exact, ssim, ssim_se and, if measured, lpips, lpips_se
+    costs                    {"entries", "definition"}; an entry has model, eta, latency, latency_low, latency_high
+                             (seconds per image), nfe, parameters, planned_bytes, host_peak, device_peak (None where
+                             the backend does not tell)
     data, experts            records of the images by part and of the experts by name, dictionaries
     alignment                [{"model", "eta", "aligned", "listing", "difference", "se"}]: bpd with and
                              without pixel-scale alignment
@@ -38,12 +45,11 @@ Pictures come apart: {"samples": uint8 [R, N, H, W, C], "sample_labels": [R]}, o
 
 import base64
 import html
-import json
 from typing import Any
 
 import numpy as np
 
-from jaxmerge.report import moe, overview, plots, quality, style, tables
+from jaxmerge.report import moe, overview, plots, quality, sections, style, tables
 from jaxmerge.report.finding import finding as finding
 
 CSS = """
@@ -94,7 +100,7 @@ def figures(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[st
     drawn = {}
     if results.get("diagram"):
         drawn["diagram"] = overview.diagram(**results["diagram"])
-    if has_models(results):
+    if sections.has_models(results):
         judged = quality.names(results)
         if all(any(row.get(key) is not None for row in results["rows"]) for key in ("bpd", judged.column)):
             drawn["trade_off"] = plots.trade_off(results)
@@ -123,12 +129,6 @@ def figures(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[st
     return drawn | moe.figures(results)
 
 
-def has_models(results: dict[str, Any]) -> bool:
-    """Whether the rows are measurements of models, rather than a training's figures."""
-    rows = results.get("rows") or [{}]
-    return "model" in rows[0]
-
-
 def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
     """The report as one HTML text without outside resources.
 
@@ -144,7 +144,7 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         caption = f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption>"
         return f'<figure><div class="scroll">{style.svg(drawn[name], name)}</div>{caption}</figure>'
 
-    sections = [
+    parts = [
         ("Two experts and a switch", show("diagram")),
         ("What changed, when a mixture helps, when not", moe.narrative(results)),
         ("Likelihood against quality", show("trade_off") + show("method_plane")),
@@ -159,20 +159,26 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         ("Usage per slice", show("gate_slices") + moe.slices(results)),
         ("Collapse", show("collapse")),
         ("Training", show("training")),
-        ("Measured values", tables.main_table(results) + _remarks(results) if results.get("rows") else ""),
-        ("Beside the paper", _published(results)),
-        ("Paired differences", _paired(results)),
-        ("Pixel-scale alignment", _alignment(results)),
-        ("Terms in numbers", _terms(results)),
-        ("What the columns mean", _definitions(results)),
-        ("Images and experts", _origins(results)),
-        ("How it was run", _environment(results)),
+        (
+            "Measured values",
+            tables.main_table(results) + sections.remarks(results) if results.get("rows") else "",
+        ),
+        ("Beside the paper", sections.published(results)),
+        ("Paired differences", sections.paired(results)),
+        ("Scores over seeds", sections.seeds(results)),
+        ("Noise removed from test images", sections.reconstructions(results)),
+        ("Cost of sampling", sections.costs(results)),
+        ("Pixel-scale alignment", sections.alignment(results)),
+        ("Terms in numbers", sections.terms(results)),
+        ("What the columns mean", sections.definitions(results)),
+        ("Images and experts", sections.origins(results)),
+        ("How it was run", sections.environment(results)),
         (
             "Config",
-            f"<details><summary>every key</summary><pre>{_pretty(results.get('config', {}))}</pre></details>",
+            f"<details><summary>every key</summary><pre>{sections.pretty(results.get('config', {}))}</pre></details>",
         ),
     ]
-    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
+    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in parts if content)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{_icon()}<style>{CSS}</style></head>'
@@ -188,134 +194,3 @@ def _icon() -> str:
         '<path d="M1 0a1 1 0 0 1 0 2z" fill="#d55e00"/></svg>'
     )
     return f'<link rel="icon" href="data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()}">'
-
-
-def _remarks(results: dict[str, Any]) -> str:
-    remarks = list(results.get("notes", []))
-    if any(tables.is_proposed(row, results) for row in results["rows"]):
-        remarks.insert(0, "★ proposed from training and validation images; the test images judge it.")
-    floor = results.get("floor") or {}
-    judged = quality.names(results)
-    if floor.get(judged.column) is not None:
-        value = tables.with_error(floor[judged.column], floor.get(f"{judged.column}_se"))
-        what = floor.get("what") or f"that of {floor.get('n_images', 'the')} test images"
-        remarks.append(f"Floor of the {judged.long}: {value}, {what}.")
-    return "".join(f'<p class="soft">{html.escape(text)}</p>' for text in remarks)
-
-
-def _paired(results: dict[str, Any]) -> str:
-    def name(model):
-        return model if isinstance(model, str) else tables.label({"model": model[0], "eta": model[1]})
-
-    cells = [
-        [
-            f"{name(pair['model_a'])} minus {name(pair['model_b'])}",
-            " ".join([pair.get("quantity", "bpd"), pair.get("sampler", "")]),
-            tables.with_error(pair["difference"], pair["se"]),
-            f"{pair['n_seeds']} seeds"
-            if "n_seeds" in pair
-            else f"{tables.whole(pair.get('n_images'))} images",
-        ]
-        for pair in results.get("paired", [])
-    ]
-    return tables.html_table(["difference", "quantity", "value", "pairs"], cells) if cells else ""
-
-
-def _published(results: dict[str, Any]) -> str:
-    paper = results.get("published")
-    if not paper:
-        return ""
-    text = (
-        f"Table {paper['table']} of {paper['source']}, {paper['data']}, as published; measured values of this run where it "
-        f"has the same row. {paper['note']}"
-    )
-    return f'<p class="soft">{html.escape(text)}</p>' + tables.html_table(*tables.published_columns(paper))
-
-
-def _origins(results: dict[str, Any]) -> str:
-    facts = {f"{part} images": record for part, record in results.get("data", {}).items()}
-    facts |= results.get("experts", {})
-    listed = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(_in_words(record))}</dd>"
-        for name, record in facts.items()
-    )
-    return f"<dl>{listed}</dl>" if listed else ""
-
-
-def _in_words(record: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key.replace('_', ' ')} {_in_words(value) if isinstance(value, dict) else value}"
-        for key, value in record.items()
-        if value not in (None, "", [])
-    )
-
-
-def _alignment(results: dict[str, Any]) -> str:
-    cells = [
-        [
-            tables.label(entry),
-            tables.with_error(entry["aligned"]),
-            tables.with_error(entry["listing"]),
-            tables.with_error(entry["difference"], entry.get("se")),
-        ]
-        for entry in results.get("alignment", [])
-    ]
-    if not cells:
-        return ""
-    text = (
-        "The EDM network knows images in ±1, the VDM in ±(1 − 1/V). Aligned asks the EDM in its own scale; the "
-        "paper's listing does not. Bits per dimension of the same images."
-    )
-    header = ["model", "aligned", "as the listing", "listing minus aligned"]
-    return f'<p class="soft">{text}</p>' + tables.html_table(header, cells)
-
-
-def _terms(results: dict[str, Any]) -> str:
-    parts = []
-    for which in ("likelihood", "bound"):
-        entries = [entry for entry in results.get("terms", []) if entry.get(which)]
-        names = list(dict.fromkeys(name for entry in entries for name in entry[which]))
-        cells = [
-            [
-                tables.label(entry),
-                *(tables.with_error(entry[which].get(name)) for name in names),
-                tables.with_error(sum(value or 0.0 for value in entry[which].values())),
-            ]
-            for entry in entries
-        ]
-        if cells:
-            parts.append(f"<p>{which.capitalize()}, bits per dimension</p>")
-            parts.append(tables.html_table(["model", *names, "sum"], cells))
-    return f"<details><summary>every term of every model</summary>{''.join(parts)}</details>" if parts else ""
-
-
-def _definitions(results: dict[str, Any]) -> str:
-    known = tables.DEFINITIONS if has_models(results) else {}
-    entries = known | results.get("definitions", {})
-    if not entries:
-        return ""
-    return (
-        "<dl>"
-        + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in entries.items())
-        + "</dl>"
-    )
-
-
-def _environment(results: dict[str, Any]) -> str:
-    environment = dict(results.get("environment", {}))
-    versions = environment.pop("versions", {})
-    facts = {"command": results.get("command", ""), **environment}
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    listed = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(fact))}</dd>"
-        for name, fact in facts.items()
-        if fact not in ("", None)
-    )
-    timings = results.get("timings", {})
-    cells = [[name, f"{seconds:.1f}"] for name, seconds in timings.items()]
-    cells.append(["all stages", f"{sum(timings.values()):.1f}"])
-    return f"<dl>{listed}</dl>" + (tables.html_table(["stage", "seconds"], cells) if timings else "")
-
-
-def _pretty(value: Any) -> str:
-    return html.escape(json.dumps(value, indent=2))

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
-from jaxmerge.tasks import bounds, likelihoods, samples, summary
+from jaxmerge.tasks import bounds, costs, likelihoods, reconstructions, samples, summary
 from jaxmerge.tasks.setup import Setup, prepare
 
 
@@ -19,6 +19,7 @@ def run(config: ConfigDict, run: Run) -> None:
     """Proposes thresholds, measures, and writes results and report."""
     check_late_stages(config)
     setup = prepare(config, run.progress)
+    reconstructions.check(config, setup)
     measured = measure(config, run, setup)
     results, pictures = summary.summarise(config, setup, measured)
     run.finish(results, pictures)
@@ -45,6 +46,10 @@ def measure(config: ConfigDict, run: Run, setup: Setup) -> dict[str, Any]:
     if config.bound.n_images:
         measured["bound"] = bounds.measure_bound(config, run, setup, etas)
     measured["samples"] = samples.measure_samples(config, run, setup, etas, measured.get("proposal"))
+    if config.reconstruction.n_images:
+        measured["reconstructions"] = reconstructions.measure(config, run, setup, chosen)
+    if config.cost.repeats:
+        measured["cost"] = costs.measure(config, run, setup, chosen)
     return measured
 
 

@@ -58,7 +58,9 @@ def prepare(config: ConfigDict, progress) -> Setup:
     data = {part: open_split(config, split) for part, split in parts.items()}
     eta = 0.5 * (candidates[0] + candidates[-1])
     Switch(low, high, eta).pixel_scale.check(data["train"].take(1).images, low.image_shape)
-    data["test"].take(max(config.likelihood.n_images, config.bound.n_images, 1))
+    data["test"].take(
+        max(config.likelihood.n_images, config.bound.n_images, config.reconstruction.n_images, 1)
+    )
     if config.data.n_validation:
         data["validation"] = data["validation"].take(config.data.n_validation)
     records = {"VDM": experts.record_of(config.experts.low), "EDM": experts.record_of(config.experts.high)}

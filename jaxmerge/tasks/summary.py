@@ -12,8 +12,9 @@ import numpy as np
 from jaxmerge import likelihood
 from jaxmerge.likelihood import Likelihood
 from jaxmerge.metrics import frechet
+from jaxmerge.metrics.seeds import over_seeds
 from jaxmerge.report import published
-from jaxmerge.tasks import wording
+from jaxmerge.tasks import costs, reconstructions, wording
 from jaxmerge.tasks.quality import describe
 
 SHOWN_MERGES = 5
@@ -34,6 +35,7 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
         "alignment": alignment(measured),
         "definitions": wording.definitions(config, setup, measured),
         "notes": wording.notes(setup, measured),
+        "seeds": seeds(measured),
         **describe(setup.judge),
         **proposed(setup, measured),
         **floor(config, setup, measured),
@@ -41,6 +43,7 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
     if "likelihood" in measured:
         results["grid"] = measured["grid"]
         results["sweep_cost"] = {k: measured["likelihood"][k] for k in ("calls", "calls_apart")}
+    results |= besides(config, measured)
     if config.report.published:
         asked = config.report
         # Numbers of another data set stand beside no measurement.
@@ -53,6 +56,23 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
         eta = setup.gamma(measured["chosen_eta"])
         results["diagram"] = {"gamma_range": results["gamma_range"], "gamma_eta": eta, **ends}
     return results, pictures(setup, measured, config.report.columns)
+
+
+def besides(config, measured) -> dict[str, Any]:
+    """Reconstructions and costs of both experts and of the merge at the chosen threshold."""
+    found: dict[str, Any] = {}
+    eta = measured["chosen_eta"]
+    if "reconstructions" in measured:
+        done = measured["reconstructions"]
+        entries = reconstructions.entries(config, done, eta)
+        found["reconstructions"] = {
+            "entries": entries,
+            "definition": wording.reconstruction_definition(config, done),
+        }
+    if "cost" in measured:
+        spent = costs.entries(measured["cost"], eta)
+        found["costs"] = {"entries": spent, "definition": wording.cost_definition(config, spent)}
+    return found
 
 
 def proposed(setup, measured) -> dict[str, Any]:
@@ -172,6 +192,23 @@ def sample_scores(measured, sampler: str, eta: float | None, key: str) -> dict[s
     # A threshold that also ran with fewer samples is judged by its full runs.
     most = max((s["count"] for s in found.values()), default=0)
     return {name: s for name, s in found.items() if s["count"] == most}
+
+
+def seeds(measured) -> list[dict[str, Any]]:
+    """Mean, spread, minimum and confidence interval of every score that several seeds have."""
+    found = []
+    samplers = dict.fromkeys(name.split("_")[1] for name in measured.get("samples", {}) if name != "floor")
+    for sampler in samplers:
+        for model, eta, key in models(measured):
+            scores = list(sample_scores(measured, sampler, eta, key).values())
+            if len(scores) < 2:
+                continue
+            row = {"model": model, "eta": eta, "sampler": sampler}
+            for name in [name for name in scores[0] if name not in ("nfe", "count")]:
+                over = over_seeds([score[name] for score in scores], allow_few=True)
+                kept = {k: getattr(over, k) for k in ("mean", "std", "minimum", "maximum", "low", "high")}
+                found.append(row | {"quantity": name, "n_seeds": len(scores)} | kept)
+    return found
 
 
 def sampling_figures(sampler: str, scores: list[dict[str, float]]) -> dict[str, Any]:

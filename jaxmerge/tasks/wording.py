@@ -53,6 +53,24 @@ def likelihood_definition(config, grid) -> str:
     )
 
 
+def reconstruction_definition(config, found) -> str:
+    """How reconstructions were made and compared."""
+    one = found["definition"]
+    what = one[one.index(";") + 1 :].strip()
+    return (
+        f"Test images after noise of level γ and one denoising call, as grey levels, against the originals; the same "
+        f"noise for all models: {what}. At one γ a merge is one of its experts: the one that it asks there."
+    )
+
+
+def cost_definition(config, spent: list[dict[str, Any]]) -> str:
+    """What the costs are."""
+    return (
+        f"Sampling by {config.sampling.sampler[0]}: {spent[0]['latency_definition']}. Memory is what XLA plans for one "
+        "call of all networks of the model on the batch, and the largest of the whole process since it began."
+    )
+
+
 def notes(setup, measured) -> list[str]:
     """What a reader must know besides the table."""
     said = []

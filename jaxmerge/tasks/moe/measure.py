@@ -18,19 +18,16 @@ from jaxmerge import grids, likelihood, sampling, vlb
 from jaxmerge.experts.base import Expert
 from jaxmerge.gate.cost import parameter_counts
 from jaxmerge.gate.gated import Gated
-from jaxmerge.metrics import cost, reconstruction
+from jaxmerge.metrics import reconstruction
 from jaxmerge.run import Run
-from jaxmerge.tasks import likelihoods
+from jaxmerge.tasks import costs as sampling_costs
+from jaxmerge.tasks import likelihoods, reconstructions
 from jaxmerge.tasks.likelihoods import as_arrays
 from jaxmerge.tasks.moe.models import AtOneLevel, Method
 from jaxmerge.tasks.samples import sampler_settings
 from jaxmerge.tasks.setup import Setup
 
-# Largest window of SSIM that images of this side allow is odd; 11 is the usual one.
-USUAL_WINDOW = 11
 GRID_IMAGES = 24
-# Sets the noise of reconstructions apart from the bound's.
-RECONSTRUCTION = 0x5EC
 SHOWN = 12
 
 
@@ -181,12 +178,6 @@ def samples(frame: Frame, model: Expert, seed: int, name: str) -> tuple[np.ndarr
     return images, {"nfe": float(nfe.mean()), **scores}
 
 
-def window_of(shape: tuple[int, int, int]) -> int:
-    """SSIM's window: the usual one, or the largest odd one that fits."""
-    side = min(shape[:2])
-    return min(USUAL_WINDOW, side - (side + 1) % 2)
-
-
 def restored(frame: Frame, model: Expert) -> dict[str, float]:
     """PSNR and SSIM of test images after one denoising call, from the same noise for every model."""
     setup, gamma = frame.setup, frame.config.moe.reconstruction_gamma
@@ -195,12 +186,16 @@ def restored(frame: Frame, model: Expert) -> dict[str, float]:
         model,
         data.images,
         gamma,
-        key=jax.random.fold_in(setup.keys["bound"], RECONSTRUCTION),
+        key=jax.random.fold_in(setup.keys["bound"], reconstructions.NOISE),
         index=data.index,
         batch_size=frame.config.bound.batch_size,
     )
     found = reconstruction.score(
-        data.images, images, gamma=gamma, scale=setup.low.pixel_scale, window=window_of(data.shape)
+        data.images,
+        images,
+        gamma=gamma,
+        scale=setup.low.pixel_scale,
+        window=reconstructions.window_of(data.shape),
     )
     return {name: getattr(found, name) for name in ("psnr", "psnr_se", "ssim", "ssim_se")}
 
@@ -208,20 +203,12 @@ def restored(frame: Frame, model: Expert) -> dict[str, float]:
 def costs(frame: Frame, model: Expert) -> dict[str, Any]:
     """Latency of sampling, network calls, planned memory of one call, parameters."""
     asked = frame.config.moe
-    spent = cost.sampling_cost(
+    spent = sampling_costs.of_sampling(
         model,
-        asked.latency_batch,
-        key=frame.setup.keys["sampling"],
-        settings=sampler_settings(frame.config, frame.config.sampling.sampler[0]),
+        frame.setup.keys["sampling"],
+        sampler_settings(frame.config, frame.config.sampling.sampler[0]),
+        batch_size=asked.latency_batch,
         repeats=asked.latency_repeats,
     )
     gate = parameter_counts(model)["gate"] if isinstance(model, Gated) else 0
-    return {
-        "latency": spent.latency.median,
-        "latency_low": spent.latency.quartiles[0],
-        "latency_high": spent.latency.quartiles[1],
-        "latency_definition": spent.latency.definition,
-        "planned_bytes": spent.call.planned_bytes or -1,
-        "parameters": spent.parameters.count,
-        "gate_parameters": gate,
-    }
+    return spent | {"gate_parameters": gate}

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.report.tables import with_error
-from jaxmerge.tasks.moe.measure import window_of
 from jaxmerge.tasks.moe.models import Method
+from jaxmerge.tasks.reconstructions import window_of
 
 # Errors that a difference must exceed to count.
 CLEAR = 2.0
