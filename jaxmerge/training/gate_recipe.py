@@ -146,29 +146,15 @@ def train_gated(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, clip=clip, b2=b2
     )
     optimizer = make_optimizer(steps=steps, **optimizer_settings)
-    program = functools.partial(
-        gate_step.make_program, optimizer=optimizer, ema_decay=ema_decay, dropout=parts != "gate"
-    )
-    common = dict(total=batch_size, scale=PixelScale(data.levels), penalties=penalties)
-    joint = functools.partial(gate_objective.mixture_loss, **common)
-    warm = functools.partial(gate_objective.warm_loss, **common)
     warm_steps = round(warm_fraction * steps)
-    slices = gate_step.check_slices(members, len(gated.experts)) if warm_steps else []
-
-    def batches(done: int):
-        chosen = dict(seed=seed, step=done, size=batch_size)
-        if done < warm_steps:
-            return gate_step.warm_batch(data, members, slices, **chosen)
-        return gate_step.joint_batch(data, members, **chosen)
-
+    step = gate_step.two_phases(
+        *_programs(data, optimizer, parts, penalties, batch_size, ema_decay, bias_rate),
+        frozen,
+        warm_steps=warm_steps,
+        batches=_batches(data, members, len(gated.experts), warm_steps, seed=seed, size=batch_size),
+    )
     result = train_by(
-        gate_step.two_phases(
-            program(warm, bias_rate=0.0),
-            program(joint, bias_rate=bias_rate),
-            frozen,
-            warm_steps=warm_steps,
-            batches=batches,
-        ),
+        step,
         initial_state(trained, optimizer),
         data,
         steps=steps,
@@ -197,6 +183,32 @@ def train_gated(
         log=log,
     )
     return GateResult(join(result.expert, frozen), join(result.last, frozen), result.record)
+
+
+def _programs(
+    data, optimizer, parts, penalties, batch_size, ema_decay, bias_rate
+) -> tuple[Callable, Callable]:
+    """A step of the warm-up and one of the joint phase."""
+    make = functools.partial(
+        gate_step.make_program, optimizer=optimizer, ema_decay=ema_decay, dropout=parts != "gate"
+    )
+    common = dict(total=batch_size, scale=PixelScale(data.levels), penalties=penalties)
+    warm = functools.partial(gate_objective.warm_loss, **common)
+    joint = functools.partial(gate_objective.mixture_loss, **common)
+    return make(warm, bias_rate=0.0), make(joint, bias_rate=bias_rate)
+
+
+def _batches(data, members, count: int, warm_steps: int, *, seed: int, size: int) -> Callable[[int], Any]:
+    """The batch of a step: every expert's own slice in the warm-up, any images afterwards."""
+    slices = gate_step.check_slices(members, count) if warm_steps else []
+
+    def batch(done: int):
+        chosen = dict(seed=seed, step=done, size=size)
+        if done < warm_steps:
+            return gate_step.warm_batch(data, members, slices, **chosen)
+        return gate_step.joint_batch(data, members, **chosen)
+
+    return batch
 
 
 def _checked(
