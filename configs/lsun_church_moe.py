@@ -1,10 +1,12 @@
-"""Four experts of LSUN churches at 256x256 under a gate: one trunk with adapters, slices by texture.
+"""Four experts of LSUN churches at 256x256 under a gate: one trunk with adapters, slices by subcategory.
 
+    python -m jaxmerge.subcategories lsun_church_256 --count 2 4 8
     python main.py --config configs/lsun_church_moe.py
     python main.py --config configs/lsun_church_moe.py --config.moe.dry_run=True
 
-LSUN's release has no subcategories, so its slices are computed from the pixels: mean gradient energy, lighting
-and colour variance. Networks and schedule are those of configs/celeba_hq_moe.py.
+LSUN publishes no subcategories: the first command makes them once, by k-means on Inception's features of the training
+images. The dry run needs neither them nor data. Beside them stand slices by mean gradient energy, lighting and colour
+variance. Networks and schedule are those of configs/celeba_hq_moe.py.
 """
 
 from configs import celeba_hq_moe, cifar10_moe, default
@@ -22,7 +24,7 @@ def get_config(variant: str = ""):
     config.data.name = "lsun_church_256"
     config.data.train_split = "train_part"
     config.data.n_validation = 500
-    config.moe.slices = ("texture", "lighting", "colour_variance")
+    config.moe.slices = ("subcategory", "texture", "lighting", "colour_variance")
     cifar10_moe.article_protocol(config)
     celeba_hq_moe.faces(config)
     return config

@@ -49,6 +49,11 @@ class Progress:
                 self._bars = None
 
 
+def on_stderr() -> Progress:
+    """Progress of a command whose result is what it prints."""
+    return Progress(Console(stderr=True))
+
+
 class _Lines:
     """``advance`` for output that is not a terminal."""
 

@@ -112,11 +112,17 @@ def test_attributes_may_overlap_and_leave_images_out_and_the_report_says_so():
     ]
 
 
-def test_subcategories_are_the_largest_values():
-    data = photos(10, attributes={"subcategory": np.array([5, 5, 5, 2, 2, 2, 2, 9, 1, 1])})
-    fitted = slices.fit("subcategory", 2, data)
-    assert fitted.names == ["subcategory 2", "subcategory 5"]
-    assert fitted.members(data).sum(0).tolist() == [4, 3]
+def test_subcategories_are_the_values_of_their_attribute():
+    numbers = np.array([0, 2, 0, 1, 2, 0, 0, 1, 0, 1])
+    data = photos(10, attributes={"subcategory_3": numbers, "subcategory_2": numbers % 2})
+    fitted = slices.fit("subcategory", 3, data)
+    assert fitted.names == ["subcategory 1 of 3", "subcategory 2 of 3", "subcategory 3 of 3"]
+    np.testing.assert_array_equal(fitted.members(data).argmax(1), numbers)
+    report = fitted.report(data)
+    assert report["slices"][1] == {"name": "subcategory 2 of 3", "subcategory": [1, 3], "images": 3}
+    assert report["overlap"] == [[5, 0, 0], [0, 3, 0], [0, 0, 2]] and report["in_none"] == 0
+    crossed = slices.fit("lighting+subcategory", 4, data).members(data)
+    assert crossed[:, ::2].sum() == 7 and crossed[:, 1::2].sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -127,7 +133,7 @@ def test_subcategories_are_the_largest_values():
         ("classes", 4, "made has 1 classes, which make no 4 groups"),
         ("hair", 4, "need the attribute 'Black_Hair', the data set has none"),
         ("hair", 3, "hair makes 2, 4 or .* got 3"),
-        ("subcategory", 2, "need the attribute 'subcategory'"),
+        ("subcategory", 2, r"made in 2 subcategories.*python -m jaxmerge\.subcategories made --count 2"),
         ("ink+texture", 3, "need an even number, got 3"),
     ],
 )

@@ -12,6 +12,7 @@ from jaxmerge.data.dataset import Dataset, in_memory
 NAME = "mock32"
 LEVELS = 256
 COUNTS = {"train": 32, "validation": 8, "test": 8}
+SPLITS = tuple(COUNTS)
 
 
 def load(split: str) -> Dataset:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class Published:
     held_out: int
     shape: tuple[int, int, int]
     how_to_get: str
+
+
+def data_folder(data_dir: str | os.PathLike | None) -> Path:
+    """Where archives and prepared sets are."""
+    return Path(data_dir or os.environ.get("JAXMERGE_DATA") or "~/jaxmerge_data").expanduser().resolve()
 
 
 def locate(name: str, published: Published, data_dir: Path, *, download: bool = True) -> dict[str, Path]:

@@ -13,8 +13,8 @@ kept in the slice's description; other splits are cut by the same numbers.
     lighting          mean luminance 0.299 R + 0.587 G + 0.114 B (the value itself on grey images)
     hair              CelebA's hair attributes; black, blond, brown, grey for K = 4, dark and light for
                       K = 2; with `lighting` low and high for K = 8
-    subcategory       the largest K values of the attribute "subcategory", where a set has one (LSUN's
-                      release has none: its kinds are those that are computed from pixels)
+    subcategory       K parts by k-means on features of training images, the attribute "subcategory_K"
+                      (made by a command: see `jaxmerge.data.subcategories`)
     A+B               every slice of A with every slice of B
 
 Values are grey levels divided by V - 1, in [0, 1]. Kinds with a statistic cut it at its K-quantiles, so
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from jaxmerge.data import subcategories
 from jaxmerge.data.dataset import Dataset
 
 # Pixel values that are held in memory at once where a split is walked through.
@@ -92,14 +93,14 @@ class Slice:
         bounds: statistic -> (low, high), fulfilled where low <= value < high.
         classes: labels that belong to it; None for any.
         attributes: names of which at least one must hold; None for any.
-        subcategory: value of the attribute "subcategory"; None for any.
+        subcategory: (k, K) for value k of the attribute "subcategory_K"; None for any.
     """
 
     name: str
     bounds: tuple[tuple[str, float, float], ...] = ()
     classes: tuple[int, ...] | None = None
     attributes: tuple[str, ...] | None = None
-    subcategory: int | None = None
+    subcategory: tuple[int, int] | None = None
 
     def holds(
         self,
@@ -123,7 +124,8 @@ class Slice:
         if self.attributes is not None:
             inside &= np.any([_attribute(attributes, name) > 0 for name in self.attributes], axis=0)
         if self.subcategory is not None:
-            inside &= _attribute(attributes, "subcategory") == self.subcategory
+            number, count = self.subcategory
+            inside &= _attribute(attributes, subcategories.attribute(count)) == number
         return inside
 
     def both(self, other: "Slice") -> "Slice":
@@ -219,10 +221,10 @@ def _plain(one: Slice) -> dict[str, Any]:
             for name, low, high in one.bounds
         }
     plain |= {
-        name: list(value) for name in ("classes", "attributes") if (value := getattr(one, name)) is not None
+        name: list(value)
+        for name in ("classes", "attributes", "subcategory")
+        if (value := getattr(one, name)) is not None
     }
-    if one.subcategory is not None:
-        plain["subcategory"] = one.subcategory
     return plain
 
 
@@ -302,10 +304,9 @@ def _hair(count: int, train: Dataset) -> list[Slice]:
 
 
 def _subcategories(count: int, train: Dataset) -> list[Slice]:
-    values, sizes = np.unique(_attribute(train.attributes, "subcategory"), return_counts=True)
-    if count > len(values):
+    if subcategories.attribute(count) not in train.attributes:
         raise ValueError(
-            f"{train.name} has {len(values)} subcategories, {count} were asked for; ask for fewer."
+            f"{count} slices by subcategory need {train.name} in {count} subcategories, which were not made; make them "
+            f"with: {subcategories.command(train.name, count)} (--features pixels needs no network)"
         )
-    largest = np.sort(values[np.argsort(-sizes, kind="stable")[:count]])
-    return [Slice(f"subcategory {v}", subcategory=int(v)) for v in largest]
+    return [Slice(f"subcategory {k + 1} of {count}", subcategory=(k, count)) for k in range(count)]

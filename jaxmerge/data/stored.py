@@ -21,17 +21,12 @@ from jaxtyping import Int, UInt8
 from jaxmerge.data import builders
 from jaxmerge.data.builders import folder
 from jaxmerge.data.dataset import Dataset, Fingerprint
-from jaxmerge.data.published import Published, locate, sha256
+from jaxmerge.data.published import Published, data_folder, locate, sha256
 
 RECORD, TABLES = "record.json", "tables.npz"
 LEVELS = 256
 # Images that are read at once to take the fingerprint.
 CHUNK = 512
-
-
-def data_folder(data_dir: str | os.PathLike | None) -> Path:
-    """Where archives and prepared sets are."""
-    return Path(data_dir or os.environ.get("JAXMERGE_DATA") or "~/jaxmerge_data").expanduser().resolve()
 
 
 def command(name: str, data_dir: Path) -> str:
@@ -132,9 +127,7 @@ def open_split(
         ValueError: the set is not prepared, was prepared from other files, or has no such split.
     """
     data_dir = data_folder(data_dir)
-    record = _finished(name, data_dir, published)
-    if record is None:
-        raise ValueError(f"{name} is not prepared in {data_dir}; prepare it with: {command(name, data_dir)}")
+    record = _prepared(name, data_dir, published)
     if split not in record["splits"]:
         raise ValueError(f"{name} has the splits {', '.join(record['splits'])}, got {split!r}.")
     path = _place(name, data_dir)
@@ -148,6 +141,11 @@ def open_split(
     source = Records(path, stored, record["stored"][stored], tuple(record["shape"]))
     identity = record["splits"][split]["sha256"]
     return Dataset(name, split, source, positions, labels, LEVELS, positions + first, columns, identity)
+
+
+def splits(name: str, data_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
+    """The splits of a prepared set; raises as `open_split`."""
+    return tuple(_prepared(name, data_folder(data_dir), None)["splits"])
 
 
 def roles(counts: dict[str, int], held_out: int) -> dict[str, tuple[str, np.ndarray]]:
@@ -175,6 +173,13 @@ def _place(name: str, data_dir: Path) -> Path:
     if name.startswith(folder.PREFIX):
         return prepared / folder.parse(name).key / "jaxmerge_folder" / "1.0.0"
     return prepared / f"jaxmerge_{name}" / "1.0.0"
+
+
+def _prepared(name: str, data_dir: Path, published: Published | None) -> dict[str, Any]:
+    record = _finished(name, data_dir, published)
+    if record is None:
+        raise ValueError(f"{name} is not prepared in {data_dir}; prepare it with: {command(name, data_dir)}")
+    return record
 
 
 def _finished(name: str, data_dir: Path, published: Published | None) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmerge import parallel
-from jaxmerge.data import EMBEDDED, Dataset, builders, load, slices
+from jaxmerge.data import EMBEDDED, Dataset, builders, load, slices, subcategories
 from jaxmerge.data.dataset import in_memory
 from jaxmerge.experts import io
 from jaxmerge.gate.cost import parameter_counts
@@ -68,8 +68,10 @@ def shape_of(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
 
 
 def _stand_in(shape: tuple[int, int, int], levels: int, count: int, seed: int, split: str) -> Dataset:
-    """Random images with labels and hair attributes."""
+    """Random images with labels, hair attributes and subcategories."""
     draw = np.random.Generator(np.random.PCG64(seed))
+    attributes = {name: (np.arange(count) % len(HAIR) == i).astype(np.int64) for i, name in enumerate(HAIR)}
+    attributes |= {subcategories.attribute(k): np.arange(count) % k for k in range(1, 17)}
     return in_memory(
         "stand-in",
         split,
@@ -77,7 +79,7 @@ def _stand_in(shape: tuple[int, int, int], levels: int, count: int, seed: int, s
         np.arange(count),
         np.arange(count) % 10,
         levels,
-        {name: (np.arange(count) % len(HAIR) == i).astype(np.int64) for i, name in enumerate(HAIR)},
+        attributes,
     )
 
 
