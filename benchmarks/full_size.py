@@ -20,6 +20,7 @@ and "host_peak_GB", "device_peak_GB", "device", "images", "batch" stand beside t
 """
 
 import argparse
+import functools
 import json
 import time
 
@@ -55,12 +56,12 @@ def calls_with_tangent(count, expert, z):
     return jax.lax.fori_loop(0, count, one, (z, jnp.ones_like(z)))
 
 
-def seconds(work) -> float:
-    """Wall seconds of the second of two equal calls."""
-    work()
+def seconds(work, images: int, few: int) -> float:
+    """Wall seconds of ``work(images)`` per image, after ``work(few)`` has compiled everything."""
+    work(few)
     begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+    work(images)
+    return (time.perf_counter() - begin) / images
 
 
 def main() -> None:
@@ -83,39 +84,42 @@ def main() -> None:
     images = np.resize(mock.load("train").images, z.shape)
     key, rows = jax.random.key(0), []
     settings = likelihood.Settings(control=flow.FixedGrid(args.density))
+    heun = sampling.Settings(sampler="heun", steps=args.steps)
+    few = min(args.batch * parallel.device_count(), args.images)  # one program's batch
+    nfe = {}
 
     def bare(function, expert) -> float:
-        def work():
-            return parallel.map_batches(function, (args.calls,), (expert,), (z,), batch_size=args.batch)
+        def work(count):
+            parallel.map_batches(function, (args.calls,), (expert,), (z[:count],), batch_size=args.batch)
 
-        return seconds(work) / (args.calls * args.images)
+        return seconds(work, args.images, few) / args.calls
 
-    def add(what, model, per_image, nfe, per_call=None):
-        row = {"what": what, "model": model, "s_per_image": per_image, "nfe": nfe}
+    def draw(expert, count):
+        drawn = sampling.generate(expert, count, key=key, settings=heun, batch_size=args.batch)
+        nfe["sampling"] = float(drawn[1].mean())
+
+    def score(expert, count):
+        found = likelihood.evaluate(expert, images[:count], key=key, settings=settings, batch_size=args.batch)
+        nfe["likelihood"] = float(found.nfe.mean())
+
+    def add(what, model, per_image, calls, per_call=None):
+        row = {"what": what, "model": model, "s_per_image": per_image, "nfe": calls}
         if per_call is not None:
-            row |= {"s_per_bare_call": per_call, "overhead": per_image / (nfe * per_call) - 1}
+            row |= {"s_per_bare_call": per_call, "overhead": per_image / (calls * per_call) - 1}
         rows.append(row)
         print({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
     for name, expert in {"VDM": vdm, "EDM": edm, "merged": Switch(vdm, edm, 0.4)}.items():
-        heun = sampling.Settings(sampler="heun", steps=args.steps)
-        nfe = []
+        for what, work, function in (("sampling", draw, calls), ("likelihood", score, calls_with_tangent)):
+            took = seconds(functools.partial(work, expert), args.images, few)
+            add(what, name, took, nfe[what], None if name == "merged" else bare(function, expert))
+    net = inception.build(seed=0)
 
-        def draw(expert=expert, heun=heun, nfe=nfe):
-            drawn = sampling.generate(expert, args.images, key=key, settings=heun, batch_size=args.batch)
-            nfe.append(float(drawn[1].mean()))
+    def features(count):
+        inception.features(net, images[:count], batch_size=args.batch)
 
-        took = seconds(draw) / args.images
-        add("sampling", name, took, nfe[0], None if name == "merged" else bare(calls, expert))
-
-        def score(expert=expert, nfe=nfe):
-            found = likelihood.evaluate(expert, images, key=key, settings=settings, batch_size=args.batch)
-            nfe.append(float(found.nfe.mean()))
-
-        took = seconds(score) / args.images
-        add("likelihood", name, took, nfe[-1], None if name == "merged" else bare(calls_with_tangent, expert))
-    net, shown = inception.build(seed=0), images[: args.features]
-    add("features", "Inception", seconds(lambda: inception.features(net, shown)) / len(shown), 1.0)
+    took = seconds(features, min(args.features, args.images), few)
+    add("features", "Inception", took, 1.0)
     peak = cost.memory()
     print(
         json.dumps(
