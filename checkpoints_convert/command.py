@@ -19,6 +19,7 @@ DESCRIPTION = "Turns public checkpoints into experts of jaxmerge. Nothing in a f
 EXAMPLES = """examples:
   python -m checkpoints_convert edm-cifar10-32x32-uncond-vp checkpoints/edm_cifar10
   python -m checkpoints_convert path/or/url/to/file DEST
+  python -m checkpoints_convert lpips-alex checkpoints/lpips_alex --backbone torchvision-alexnet
   python -m checkpoints_convert --inspect FILE
   python -m checkpoints_convert --export checkpoints/edm_cifar10 edm.safetensors
   python -m checkpoints_convert --list
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", choices=("ema", "online"), help="which weights to take (default: ema)")
     add("--config", metavar="FILE", help="config.yaml of a PyTorch VDM (default: the one beside the file)")
     add("--size", type=int, help="height and width of a VDM's images (default: 32)")
+    add("--backbone", metavar="FILE", help="torchvision's AlexNet or VGG16, for the linear layers of LPIPS")
     add("--overwrite", action="store_true", help="replace what is at DEST")
     add("--cache", metavar="DIR", help="where downloads are kept (default: the user's cache folder)")
     add("--no-check", action="store_true", help="skip the self-check")
@@ -117,7 +119,7 @@ def convert(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     dest = pathlib.Path(arguments.dest).expanduser()
     check_free(dest, overwrite=arguments.overwrite)
-    path, entry = local(arguments.source, arguments)
+    path, entry = local(arguments.source, arguments.name, arguments.cache)
     if _is_reference(path, entry, arguments):
         record = module("references").convert(path, dest, entry)
         print(f"wrote {dest}: mean and covariance of {record['features']} features of {record['data_set']}")
@@ -129,9 +131,7 @@ def convert(arguments: argparse.Namespace) -> None:
     verdict = "skipped"
     if not arguments.no_check:
         loaded = steps.placed(loaded)
-        found = steps.check(loaded, path, options, entry)
-        verdict = "passed; features are finite and of the usual scale" if found is None else found.summary()
-        warnings = () if found is None else found.warnings
+        verdict, warnings = steps.check(loaded, path, options, entry)
         loaded.record["self_check"] = {"summary": verdict, "warnings": list(warnings)}
     steps.write(dest, loaded, overwrite=arguments.overwrite)
     print(f"wrote {dest} in {time.perf_counter() - start:.1f} s")
@@ -143,7 +143,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """What a file holds, on the terminal."""
-    path, entry = local(arguments.inspect, arguments)
+    path, entry = local(arguments.inspect, arguments.name, arguments.cache)
     if _is_reference(path, entry, arguments):
         mu, _ = module("references").read(path)
         print(f"{path.name}: reference statistics for FID, mean and covariance of {len(mu)} features")
@@ -156,9 +156,13 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def _loaded(path: pathlib.Path, entry: registry.Entry | None, arguments: argparse.Namespace) -> tuple:
     """`checkpoints_convert.convert`, the `Loaded` of a file, and the `Options` it was loaded with."""
-    contents = module("readers").read(path)
-    steps = module("convert")  # after the file is known to be good: JAX takes time to import
-    options = steps.Options(arguments.kind, arguments.weights, arguments.config, arguments.size)
+    contents, backbone = module("readers").read(path), None
+    if arguments.backbone is not None:
+        second, known = local(arguments.backbone, None, arguments.cache)
+        backbone = (second, module("readers").read(second), known)
+    steps = module("convert")  # after the files are known to be good: JAX takes time to import
+    given = (arguments.kind, arguments.weights, arguments.config, arguments.size)
+    options = steps.Options(*given, None if backbone is None else steps.Backbone(*backbone))
     return steps, steps.load(path, contents, options, entry), options
 
 
@@ -171,7 +175,8 @@ def _is_reference(path: pathlib.Path, entry: registry.Entry | None, arguments: a
     kind = arguments.kind or (entry.kind if entry else None)
     if kind != registry.REFERENCE and not module("references").recognised(path):
         return False
-    said = [f"--{name}" for name in ("weights", "config", "size") if getattr(arguments, name) is not None]
+    options = ("weights", "config", "size", "backbone")
+    said = [f"--{name}" for name in options if getattr(arguments, name) is not None]
     if kind not in (None, registry.REFERENCE):
         said.append("--kind" if arguments.kind else "--name")
     if said:
@@ -186,15 +191,20 @@ def export(name: str, file: str, *, overwrite: bool) -> None:
     show_notes(notes)
 
 
-def local(source: str, arguments: argparse.Namespace) -> tuple[pathlib.Path, registry.Entry | None]:
+def local(source: str, name: str | None, cache: str | None) -> tuple[pathlib.Path, registry.Entry | None]:
     """The local file of a SOURCE, downloaded if it is none yet, and its entry in the registry.
+
+    Args:
+        source: a short name, a URL or a path.
+        name: the short name of a file that was downloaded by hand.
+        cache: folder of all downloads; None for the user's own.
 
     Raises:
         ValueError: no such file, name or address, or no way to fetch it.
     """
     download = module("download")
     path = pathlib.Path(source).expanduser()
-    named = registry.find(arguments.name) if arguments.name else None
+    named = registry.find(name) if name else None
     if download.is_url(source):
         entry, url = named or registry.by_file_name(source.rsplit("/", 1)[-1]), source
     elif os.path.lexists(path) or path.suffix or path.name != source:
@@ -213,7 +223,7 @@ def local(source: str, arguments: argparse.Namespace) -> tuple[pathlib.Path, reg
             print(f"downloading {entry.name} ({entry.data_set}). Licence: {entry.licence}.", flush=True)
 
     expected = entry.sha256 if entry is not None and entry.url == url else None
-    folder = pathlib.Path(arguments.cache) if arguments.cache else download.cache_folder()
+    folder = pathlib.Path(cache) if cache else download.cache_folder()
     return download.fetch(url, folder, sha256=expected, announce=announce), entry
 
 

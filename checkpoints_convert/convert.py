@@ -14,15 +14,22 @@ import numpy as np
 import yaml
 from flax import nnx
 
-from checkpoints_convert import arrival, kinds, readers, registry
+from checkpoints_convert import arrival, kinds, metrics, readers, registry
 from checkpoints_convert.names import origins
 from checkpoints_convert.places import no_new_folders, sha256
 from jaxmerge import checkpoint
 from jaxmerge.experts import io
 from jaxmerge.experts.base import Expert
-from jaxmerge.metrics import inception
 
 _CONVENTIONS = {"edm": "2 i / (levels - 1) - 1", "vdm": "2 (i + 1/2) / levels - 1"}
+
+
+class Backbone(NamedTuple):
+    """The second file, where LPIPS comes in two: where it is, what is in it, and its entry in the registry."""
+
+    path: pathlib.Path
+    contents: readers.Contents
+    entry: registry.Entry | None = None
 
 
 class Options(NamedTuple):
@@ -33,12 +40,14 @@ class Options(NamedTuple):
         weights: "ema" or "online"; None for the file's own choice, "ema" where it has both.
         config: path of a torch VDM's config.yaml; None takes the one beside the file, if there is one.
         size: height and width of a VDM's images; None for 32.
+        backbone: the file with the backbone of LPIPS, where it is not in the first.
     """
 
     kind: str | None = None
     weights: str | None = None
     config: str | None = None
     size: int | None = None
+    backbone: Backbone | None = None
 
 
 class Loaded(NamedTuple):
@@ -48,7 +57,7 @@ class Loaded(NamedTuple):
         source: what the file is, without its arrays.
         net: the network with the file's weights.
         record: what is stored with it.
-        frame: the expert around an abstract network, whose construction takes seconds; None for Inception.
+        frame: the expert around an abstract network, whose construction takes seconds; None for a metric's network.
     """
 
     source: kinds.Source
@@ -58,7 +67,7 @@ class Loaded(NamedTuple):
 
     @property
     def expert(self) -> Expert | None:
-        """The network as an expert; None where it is not one (Inception)."""
+        """The network as an expert; None where it is not one (Inception, LPIPS)."""
         return None if self.frame is None else self.frame.replace(net=self.net)
 
 
@@ -81,16 +90,17 @@ def load(
     """
     with _named(path):
         source = _source(path, contents, options, entry)
-        frame = None if source.kind == "inception" else _built(source)
-        net = _filled(inception.build() if frame is None else frame.net, source)
-        record = _record(path, contents, source, net, entry)
+        frame = None if source.kind in metrics.KINDS else _built(source)
+        net = _filled(metrics.build(source.description) if frame is None else frame.net, source)
+        record = _record(path, contents, source, net, entry, options.backbone)
     return Loaded(source._replace(arrays={}), _owned(net), record, frame)
 
 
 def _source(path, contents, options: Options, entry: registry.Entry | None) -> kinds.Source:
     kind = options.kind or (entry.kind if entry is not None else None)
     config = functools.partial(_config, path, options.config)
-    asked = kinds.Asked(kind, options.weights, options.size, config, options.config is not None)
+    backbone = None if options.backbone is None else options.backbone.contents
+    asked = kinds.Asked(kind, options.weights, options.size, config, options.config is not None, backbone)
     return kinds.recognise(contents, asked)
 
 
@@ -154,30 +164,36 @@ def _config(path: pathlib.Path, given: str | None) -> dict[str, Any] | None:
     return config
 
 
-def _record(path, contents, source: kinds.Source, net, entry: registry.Entry | None) -> dict[str, Any]:
-    described = (
-        {"network": source.description} if source.kind == "inception" else {"expert": source.description}
-    )
+def _record(path, contents, source: kinds.Source, net, entry, backbone: Backbone | None) -> dict[str, Any]:
     carried = source.carried
+    licence = entry.licence if entry else carried.get("licence", registry.UNKNOWN)
+    origin = {"kind": source.kind, **_file(path, contents, entry)}
+    if backbone is not None:
+        licence += f"; its backbone: {backbone.entry.licence if backbone.entry else registry.UNKNOWN}"
+        origin["backbone"] = _file(*backbone)
     return {
-        **described,
+        "network" if source.kind in metrics.KINDS else "expert": source.description,
         **_ranges(source.description),
         "parameters": count(net),
         "data_set": entry.data_set if entry else carried.get("data_set", "not known"),
         "weights": carried.get("weights", source.weights),
         "training_step": carried.get("training_step", source.step),
-        "licence": entry.licence if entry else carried.get("licence", registry.UNKNOWN),
-        "source": {
-            "kind": source.kind,
-            "container": contents.container,
-            "name": entry.name if entry else None,
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        },
+        "licence": licence,
+        "source": origin,
         "learned_schedule": source.learned,
         "notes": list(source.notes),
         "converter": f"jaxmerge {importlib.metadata.version('jaxmerge')}",
+    }
+
+
+def _file(path: pathlib.Path, contents: readers.Contents, entry: registry.Entry | None) -> dict[str, Any]:
+    """What identifies a file."""
+    return {
+        "container": contents.container,
+        "name": entry.name if entry else None,
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
     }
 
 
@@ -201,19 +217,18 @@ def count(net: nnx.Module) -> int:
 
 def check(
     loaded: Loaded, path: pathlib.Path, options: Options, entry: registry.Entry | None = None
-) -> arrival.Arrival | None:
-    """The self-check of an expert, or of Inception's features (then None).
+) -> tuple[str, tuple[str, ...]]:
+    """The self-check of an expert, or of a metric's network: its outcome in one line, and warnings.
 
     Args:
         loaded: what `load` returned, on the device.
         path, options, entry: what it was called with.
 
     Raises:
-        ValueError: predictions that are not finite.
+        ValueError: predictions that are not finite, or a metric's network that measures nonsense.
     """
     if loaded.expert is None:
-        _check_inception(loaded.net)
-        return None
+        return metrics.check(loaded.source.description, loaded.net), ()
     found = arrival.examine(labelled(loaded.expert), loaded.source.readings)
     if found.warnings and loaded.source.other_weights:
         other = "ema" if options.weights == "online" else "online"
@@ -222,7 +237,7 @@ def check(
             warning = f"the file's other weights denoise better: convert with --weights {other}"
             found = found._replace(warnings=(*found.warnings, warning))
     _give_memory_back()
-    return found
+    return found.summary(), found.warnings
 
 
 def _give_memory_back() -> None:
@@ -245,16 +260,6 @@ def _with_weights(loaded: Loaded, path, options: Options, entry, weights: str) -
 def labelled(expert: Expert) -> Expert:
     """A conditional expert for its class 0, any other as it is."""
     return expert if expert.classes is None else expert.with_labels(0)
-
-
-def _check_inception(net: nnx.Module) -> None:
-    images = np.rint(255 * arrival.smooth_images((32, 32, 3), 2)).astype(np.uint8)
-    pooled = np.asarray(inception.features(net, images, batch_size=2).pool)
-    if not np.isfinite(pooled).all() or not 1e-3 < pooled.std() < 1e3:
-        raise ValueError(
-            f"Inception's features have the standard deviation {pooled.std():.3g} where about 0.3 is expected, so its "
-            "weights are wrong; get the file again, or convert with --no-check to keep it as it is."
-        )
 
 
 def write(dest: pathlib.Path, loaded: Loaded, *, overwrite: bool) -> None:

@@ -2,8 +2,10 @@
 
 The EDM files and their FID references are listed in NVlabs/edm's README, the VDM ones in
 google-research/vdm's, those of i-DODE in thu-ml/i-DODE's and the Inception weights in pytorch-fid's
-releases. Owners publish no checksums except the one in the name of the Inception file; the checksum of
-any other file is recorded at its first download and checked from then on (`download.py`).
+releases; LPIPS's linear layers lie in richzhang/PerceptualSimilarity, its backbones at torchvision. Owners
+publish no checksums except the one of the Inception file (and the first digits of torchvision's, in their
+names); the checksum of any other file is recorded at its first download and checked from then on
+(`download.py`).
 """
 
 import difflib
@@ -17,13 +19,17 @@ UNSTATED = (
 )
 UNKNOWN = "not known; ask whoever made the file"
 INCEPTION = "Apache-2.0 (TensorFlow's Inception-v3 of 2015-12-05, converted by pytorch-fid)"
+LPIPS = "BSD-2-Clause (richzhang/PerceptualSimilarity)"
+TORCHVISION = "BSD-3-Clause (torchvision)"
 
 # In the words of `--kind`.
-KINDS = ("edm", "vdm-torch", "vdm-flax", "idode-vp", "idode-sp", "idode-noise", "inception")
+KINDS = ("edm", "vdm-torch", "vdm-flax", "idode-vp", "idode-sp", "idode-noise", "inception", "lpips")
 REFERENCE = "fid-reference"
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 _VDM = "gs://gresearch/vdm/cifar10"
+_LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
+_TORCHVISION = "https://download.pytorch.org/models"
 _IDODE = (
     "It lies in the Google Drive folder https://drive.google.com/drive/folders/1cZ7zkWWooD2E8n_9slDMAA8w3KmkjzOC, "
     "from which a program cannot fetch it: download its ckpt-N.flax with a browser."
@@ -149,8 +155,32 @@ def _metric_files() -> list[Entry]:
     return entries
 
 
+def _lpips_files() -> list[Entry]:
+    """The linear layers, then the backbones, which alone are no LPIPS."""
+    backbones = {
+        "alex": ("AlexNet", "torchvision-alexnet", "alexnet-owt-7be5be79.pth"),
+        "vgg": ("VGG16", "torchvision-vgg16", "vgg16-397923af.pth"),
+    }
+    return [
+        Entry(
+            *(f"lpips-{name}", f"{_LPIPS}/{name}.pth", "lpips", "BAPPS"),
+            *(f"linear layers of LPIPS 0.1 for {network}", LPIPS),
+            note=f"Needs --backbone {backbone}.",
+        )
+        for name, (network, backbone, _) in backbones.items()
+    ] + [
+        Entry(
+            *(backbone, f"{_TORCHVISION}/{file}", "lpips", "ImageNet"),
+            *(f"{network}, backbone of LPIPS", TORCHVISION),
+            note=f"For lpips-{name}, as --backbone.",
+        )
+        for name, (network, backbone, file) in backbones.items()
+    ]
+
+
 ENTRIES: dict[str, Entry] = {
-    entry.name: entry for entry in [*_edm_files(), *_vdm_files(), *_idode_files(), *_metric_files()]
+    entry.name: entry
+    for entry in [*_edm_files(), *_vdm_files(), *_idode_files(), *_metric_files(), *_lpips_files()]
 }
 
 

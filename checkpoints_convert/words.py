@@ -4,6 +4,9 @@ import errno
 
 from checkpoints_convert import registry
 
+# Networks of metrics, which have one architecture each.
+_METRICS = {"inception": "Inception-v3", "lpips": "LPIPS with the backbone {backbone}"}
+
 
 def facts(record: dict) -> dict[str, str]:
     """What a record says, in the words of the command line."""
@@ -16,9 +19,11 @@ def facts(record: dict) -> dict[str, str]:
         kind += f" ({network}, {preconditioner} preconditioning)"
     elif "prediction" in description:
         kind += f" (predicts {description['prediction']}, {description['schedule']} schedule)"
+    if description["kind"] in _METRICS:
+        architecture = _METRICS[description["kind"]].format(**description)
     found = {
         "kind": kind,
-        "network": architecture or "Inception-v3",
+        "network": architecture,
         "parameters": f"{record['parameters']:,}".replace(",", " "),
     }
     if native:
@@ -27,10 +32,13 @@ def facts(record: dict) -> dict[str, str]:
         found["pixel scale"] = f"{scale['levels']} levels, level i is {scale['level_i_is']}"
         found["images"] = "x".join(map(str, description["shape"]))
     step = record["training_step"]
+    second = source.get("backbone")
+    more = {"backbone file": f"{second['file']}, SHA-256 {second['sha256']}"} if second else {}
     return found | {
         "weights": record["weights"] + ("" if step is None else f", step {step}"),
         "data set": record["data_set"],
         "SHA-256": source["sha256"],
+        **more,
         "licence": record["licence"],
     }
 

@@ -8,7 +8,7 @@ google-research's VDM, but their networks predict a velocity. There the kind mus
 
 from collections.abc import Callable
 
-from checkpoints_convert.kinds import edm, inception, ours, vdm
+from checkpoints_convert.kinds import edm, inception, lpips, ours, vdm
 from checkpoints_convert.kinds.source import Asked, Source
 from checkpoints_convert.readers import Contents
 from checkpoints_convert.registry import KINDS
@@ -24,6 +24,7 @@ _MAKERS: dict[str, tuple[Callable[[Contents], bool], Callable[[Contents, str, As
     "idode-sp": (vdm.flax_recognised, vdm.flax_source),
     "idode-noise": (vdm.flax_recognised, vdm.flax_source),
     "inception": (inception.recognised, inception.source),
+    "lpips": (lpips.recognised, lpips.source),
 }
 
 
@@ -66,6 +67,10 @@ def _agreeing(source: Source, asked: Asked) -> Source:
     if asked.config_given and source.kind != "vdm-torch":
         raise ValueError(
             f"--config is for a PyTorch VDM, and this file is of the kind {source.kind}; leave it out."
+        )
+    if asked.backbone is not None and source.kind != "lpips":
+        raise ValueError(
+            f"--backbone is for the linear layers of LPIPS, and this file is of the kind {source.kind}; leave it out."
         )
     shape = source.description.get("shape")
     if asked.size is not None and (shape is None or asked.size != shape[0]):

@@ -8,6 +8,7 @@ import numpy as np
 
 from checkpoints_convert.arrival import Reading
 from checkpoints_convert.names.origins import Origin
+from checkpoints_convert.readers import Contents
 from checkpoints_convert.readers.faults import shown
 
 LARGEST = 100_000
@@ -23,6 +24,7 @@ class Asked(NamedTuple):
         config: gives the settings of the run that wrote a torch VDM, at any depth, which say what shapes
             cannot; None where there are none.
         config_given: whether the user named the file of these settings.
+        backbone: what is in the second file, where LPIPS comes in two.
     """
 
     kind: str | None = None
@@ -30,6 +32,7 @@ class Asked(NamedTuple):
     size: int | None = None
     config: Callable[[], dict[str, Any] | None] = lambda: None
     config_given: bool = False
+    backbone: Contents | None = None
 
 
 class Source(NamedTuple):
@@ -37,7 +40,8 @@ class Source(NamedTuple):
 
     Attributes:
         kind: in the words of `--kind`.
-        description: for `jaxmerge.experts.io.build`; {"kind": "inception"} for Inception.
+        description: for `jaxmerge.experts.io.build`; {"kind": "inception"} for Inception,
+            {"kind": "lpips", "backbone": "alex"} (or "vgg") for LPIPS.
         arrays: name -> array, in the source's layout.
         origin: path of a parameter of ours -> its `Origin`.
         left_out: names that are left out on purpose.
