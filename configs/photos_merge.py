@@ -45,20 +45,20 @@ def get_config(variant: str = ""):
 
 def small(config) -> None:
     """Fewer images, thresholds and samples; a coarser grid of the solver."""
-    config.data.n_validation = 64
+    config.data.n_validation = 128
     config.merge.etas = (0.2, 0.5, 0.8)
     config.merge.candidate_step = 0.05
-    config.likelihood.n_images = 16
+    config.likelihood.n_images = 40
     config.likelihood.tolerance = 0.02
     config.likelihood.image_tolerance = 0.2
-    config.likelihood.batch_size = 8
+    config.likelihood.batch_size = 20
     config.bound.n_images = 64
     config.bound.repeats = 2
     config.bound.batch_size = 32
     config.sampling.sampler = ("heun",)
-    config.sampling.n_samples = config.sampling.n_samples_other = 100
-    config.sampling.seeds = 2
-    config.sampling.batch_size = 25
+    config.sampling.n_samples = config.sampling.n_samples_other = 120
+    config.sampling.seeds = 3
+    config.sampling.batch_size = 30
     config.reconstruction.n_images = 64
     config.reconstruction.batch_size = 32
     config.cost.repeats, config.cost.batch_size = 3, 8

@@ -5,11 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from configs import photos_merge
-from jaxmerge import checkpoint
+from jaxmerge import checkpoint, noise, settings
 from jaxmerge.data import load
 from jaxmerge.experts import io
 from jaxmerge.metrics import classifier
@@ -77,6 +78,45 @@ def test_variation_moves_mirrors_and_never_invents_pixels():
     assert np.all(same ^ mirrored) and 60 < mirrored.sum() < 140
     with pytest.raises(ValueError, match=r"classifier\.fill 'background' or 'mirror', got 1 and 'wrap'"):
         training.Augmentation(fill="wrap")
+
+
+@pytest.mark.parametrize("name", ["photos_vdm", "photos_edm"])
+def test_a_shipped_expert_says_how_it_was_trained(name):
+    record = checkpoint.load_metadata(io.shipped_path(name))
+    config = settings.parse(["main.py", "--config", f"configs/{name}.py"]).config
+    assert record["command"] == f"python main.py --config configs/{name}.py"
+    assert record["data"] == load("photos", "train").record
+    asked = config.training.to_dict()
+    for key in (
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "b2",
+        "clip",
+        "ema_decay",
+        "eval_repeats",
+    ):
+        assert record[key] == asked[key], key
+    assert record["expert"] == recipes.description(config.expert.to_dict(), load("photos", "train"))
+    assert record["steps_done"] == record["steps"]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "better", "worse"), [(-9.0, "photos_vdm", "photos_edm"), (2.0, "photos_edm", "photos_vdm")]
+)
+def test_the_shipped_experts_complement_each_other_on_held_out_crops(gamma, better, worse):
+    data = load("photos", "validation").take(24)
+    scale = io.shipped(better).pixel_scale
+    x = scale.encode(data.images)
+    eps = noise.image_normal(jax.random.key(7), data.index, x.shape[1:])
+    z = noise.alpha(gamma) * x + noise.sigma(gamma) * eps
+
+    def errors(name):
+        return np.mean((np.asarray(io.shipped(name).eps_hat(z, gamma)) - eps) ** 2, axis=(1, 2, 3))
+
+    apart = errors(worse) - errors(better)
+    assert apart.mean() > 2 * apart.std(ddof=1) / len(apart) ** 0.5
 
 
 def test_the_config_has_one_variant():
