@@ -64,6 +64,13 @@ def seconds(work, images: int, few: int) -> float:
     return (time.perf_counter() - begin) / images
 
 
+def one_batch(images: int, batch: int) -> int:
+    """Images of one call of the program that `parallel.map_batches` runs on so many: it makes its batches equal."""
+    devices = parallel.device_count()
+    rounds = -(-images // (batch * devices))
+    return min(-(-images // (rounds * devices)) * devices, images)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
@@ -85,7 +92,7 @@ def main() -> None:
     key, rows = jax.random.key(0), []
     settings = likelihood.Settings(control=flow.FixedGrid(args.density))
     heun = sampling.Settings(sampler="heun", steps=args.steps)
-    few = min(args.batch * parallel.device_count(), args.images)  # one program's batch
+    few, few_features = (one_batch(count, args.batch) for count in (args.images, args.features))
     nfe = {}
 
     def bare(function, expert) -> float:
@@ -116,9 +123,10 @@ def main() -> None:
     net = inception.build(seed=0)
 
     def features(count):
-        inception.features(net, images[:count], batch_size=args.batch)
+        shown = np.resize(images, (count, *images.shape[1:]))
+        inception.features(net, shown, batch_size=args.batch)
 
-    took = seconds(features, min(args.features, args.images), few)
+    took = seconds(features, args.features, few_features)
     add("features", "Inception", took, 1.0)
     peak = cost.memory()
     print(

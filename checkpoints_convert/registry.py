@@ -208,6 +208,13 @@ def find(name: str) -> Entry:
     raise ValueError(f"{name!r} is neither a file, nor a URL, nor a known checkpoint; {hint}")
 
 
+def by_url(url: str) -> Entry | None:
+    """The entry of a whole address, or of its file's name where that tells: all versions of LPIPS have the same."""
+    whole = next((entry for entry in ENTRIES.values() if entry.url == url), None)
+    named = by_file_name(url.rsplit("/", 1)[-1])
+    return whole or (None if named is not None and named.kind == "lpips" else named)
+
+
 def by_file_name(file_name: str) -> Entry | None:
     """The entry whose file has this name, for licence and data set of a local copy."""
     for entry in ENTRIES.values():

@@ -163,6 +163,12 @@ class Run:
         write_npz(path, arrays | {SECONDS: np.float64(self._timings[name])})
         return nest(arrays)
 
+    def forget(self, prefix: str) -> None:
+        """Removes finished stages that a later one has taken up, by the beginning of their names."""
+        for path in self.path("stages").glob(f"{prefix}*.npz"):
+            path.unlink()
+            self._timings.pop(path.stem, None)
+
     @contextlib.contextmanager
     def progress(self, total: int, what: str, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Shows progress with its rate and remaining time; yields ``advance(n=1)``."""

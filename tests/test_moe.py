@@ -1,5 +1,6 @@
 """Tables, words and models of the tasks about gated mixtures."""
 
+import dataclasses
 import math
 import re
 import sys
@@ -13,10 +14,12 @@ import pytest
 
 from configs import default
 from jaxmerge import vlb
+from jaxmerge.data import load
 from jaxmerge.files import plain
 from jaxmerge.merge import Switch
 from jaxmerge.noise import PixelScale
 from jaxmerge.report import page, tables
+from jaxmerge.run import Run
 from jaxmerge.tasks import reconstructions
 from jaxmerge.tasks.moe import diagnose, measure, models, table, train, words
 from jaxmerge.tasks.moe.models import Method
@@ -387,3 +390,28 @@ def test_gates_are_averaged_over_models():
     shown = diagnose.weights(stages)
     np.testing.assert_allclose(shown["mean"], [[0.3, 0.7]])
     np.testing.assert_allclose(shown["sd"], [[0.1414, 0.1414]], atol=1e-4)
+
+
+def test_subcategories_made_anew_are_refused_by_a_run_that_began_with_others(tmp_path):
+    train_images = load("digits", "train").take(40)
+    asked = default.get_config().moe
+    asked.slices = ("subcategory", "ink")
+
+    def made(values):
+        return dataclasses.replace(
+            train_images, attributes={**train_images.attributes, "subcategory_2": values}
+        )
+
+    first, second = np.arange(40) % 2, np.arange(40) // 20
+    with Run(tmp_path / "w", {}) as run:
+        for _ in range(2):
+            sets = diagnose.slice_sets(run, asked, 2, made(first))
+        assert [len(found) for found in sets] == [2, 2]
+        with pytest.raises(ValueError, match="subcategories of digits were made anew since this run began"):
+            diagnose.slice_sets(run, asked, 2, made(second))
+        asked.slices = ("ink",)
+        assert diagnose.subcategory_hashes(asked, made(second)) == {}
+    with pytest.raises(ValueError, match=r"python -m jaxmerge\.subcategories digits --count 4"):
+        asked.slices = ("subcategory",)
+        diagnose.slice_sets(None, asked, 4, made(first))
+    assert "subcategory_2" in words.slice_notes(diagnose.subcategory_hashes(asked, made(first)))[0]

@@ -256,3 +256,12 @@ def test_a_known_file_that_cannot_be_converted_is_refused_with_the_reason(capsys
 
 def test_every_kind_has_a_maker():
     assert set(kinds._MAKERS) == set(registry.KINDS)
+
+
+def test_an_address_is_known_as_a_whole_or_by_a_name_that_tells():
+    known = registry.find("lpips-alex")
+    assert registry.by_url(known.url) is known
+    # Version 0.0 has files of the same names.
+    assert registry.by_url(known.url.replace("v0.1", "v0.0")) is None
+    edm = registry.find("edm-cifar10-32x32-uncond-vp")
+    assert registry.by_url("https://mirror.example/" + edm.url.rsplit("/", 1)[-1]) is edm

@@ -141,11 +141,12 @@ def test_published_numbers_stand_beside_measured_ones_with_their_difference(resu
     measured = [{"model": "VDM", "eta": None, "bpd": 2.7, "bpd_se": 0.01}]
     entries = published.beside(measured, 1, "cifar10")
     paper = {"table": 1, "data": "cifar10", "source": "a paper", "note": "Other weights.", "entries": entries}
-    text = page.page(results | {"published": paper}, {})
+    text = page.page(results | {"published": [paper, paper | {"table": 5}]}, {})
     section = text[text.index("Beside the paper") : text.index("Paired differences")]
     assert "<td>VDM</td><td>bpd</td><td>2.64</td><td>2.700 ± 0.010</td><td>+0.06</td>" in section
     assert "<td>EDM</td><td>bpd</td><td>3.21</td><td>–</td><td>–</td>" in section
-    assert "Other weights." in section and "a paper" in section
+    assert "Table 1 of a paper" in section and "Table 5 of a paper" in section
+    assert section.count("Other weights.") == 1
 
 
 def test_finding_without_a_proposal_claims_nothing(results):
@@ -263,7 +264,7 @@ def test_page_shows_seeds_reconstructions_and_costs(results):
         "latency_high": 0.0131,
         "nfe": 35.0,
     }
-    cost |= {"parameters": 55_700_000, "planned_bytes": 250_000_000, "host_peak": None, "device_peak": None}
+    cost |= {"parameters": 55_700_000, "planned_bytes": 250 * 2**20}
     results["costs"] = {"entries": [cost], "definition": "wall seconds"}
     text = page.page(results, {})
     for shown in (
@@ -277,5 +278,44 @@ def test_page_shows_seeds_reconstructions_and_costs(results):
     for shown in ("12.5 [12, 13.1]", "55,700,000", "<td>250</td>", "wall seconds"):
         assert shown in text
     assert "LPIPS" not in text
+    entry |= {"psnr": None, "psnr_se": None, "exact": 2}
+    assert "∞ (2 exact)" in page.page(results, {})
     entry |= {"lpips": 0.0312, "lpips_se": 0.0011}
     assert "0.0312 ± 0.0011" in page.page(results, {})
+
+
+def test_terminal_shows_the_papers_tables_and_what_differs(results, capsys):
+    from jaxmerge.report import published
+
+    entries = published.beside([{"model": "VDM", "eta": None, "bpd": 2.7}], 1, "cifar10")
+    papers = [
+        {"table": n, "data": "cifar10", "source": "s", "note": "Other weights.", "entries": entries}
+        for n in (1, 5)
+    ]
+    config = {"report": {"published_note": "Other weights."}}
+    tables.print_summary(results | {"published": papers, "config": config, "finding": "Done."}, console())
+    printed = capsys.readouterr().out
+    assert "Beside table 1 of s" in printed and "Beside table 5 of s" in printed
+    assert printed.count("Other weights.") == 1
+
+
+def test_remarks_are_shown_where_nothing_was_measured():
+    text = page.page({"name": "figure", "rows": [], "notes": ["Other weights."], "finding": "Done."}, {})
+    assert "<h2>Remarks</h2>" in text and "Other weights." in text and "Measured values" not in text
+
+
+@pytest.mark.parametrize(("merges", "rows"), [(5, 5 + 2), (0, 9 + 2), (1, 1 + 2)])
+def test_the_sample_figure_shows_as_many_merges_as_asked(merges, rows):
+    from types import SimpleNamespace
+
+    from jaxmerge.data import load
+    from jaxmerge.tasks import summary
+
+    etas = np.linspace(0.1, 0.9, 9)
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    models = ["EDM", "VDM", *(f"eta_{i}" for i in range(9))]
+    stage = {"etas": etas, "pictures": dict.fromkeys(models, images)}
+    measured = {"etas": list(etas), "samples": {"samples_ode_0_9x3": stage}}
+    setup = SimpleNamespace(test=load("digits", "test"))
+    found = summary.pictures(setup, measured, columns=2, merges=merges)
+    assert found["samples"].shape == (rows, 2, 8, 8, 1) and len(found["sample_labels"]) == rows

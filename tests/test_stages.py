@@ -11,6 +11,7 @@ from configs import default
 from jaxmerge import probability_flow as flow
 from jaxmerge import settings
 from jaxmerge.metrics import reconstruction
+from jaxmerge.run import Run
 from jaxmerge.tasks import costs, likelihoods, reconstructions, samples, summary
 from jaxmerge.tasks.setup import prepare
 
@@ -128,8 +129,10 @@ def test_costs_name_calls_parameters_and_what_the_backend_does_not_tell(digits_s
     assert list(rows) == ["EDM", "merged", "VDM"] and rows["merged"]["eta"] == 0.5
     for row in rows.values():
         assert 0 < row["latency_low"] <= row["latency"] <= row["latency_high"]
-        assert row["nfe"] >= 2 and "median" in row["latency_definition"]
-        assert row["device_peak"] is None or row["device_peak"] > 0
+        assert row["planned_bytes"] is None or row["planned_bytes"] > 0
+        assert "median" in row["latency_definition"]
+    # Two nodes are one interval of two calls; EDM's own sampler ends with one more, the switch is a node more.
+    assert {model: row["nfe"] for model, row in rows.items()} == {"EDM": 3, "merged": 4, "VDM": 2}
     # A merge has both networks; its threshold is one more number.
     assert rows["merged"]["parameters"] - 1 == rows["EDM"]["parameters"] + rows["VDM"]["parameters"]
 
@@ -158,3 +161,42 @@ def test_scores_over_seeds_have_mean_spread_minimum_and_interval():
     assert (edm["low"], edm["high"]) == pytest.approx(interval)
     del stages["samples_heun_1_1x50"], stages["samples_heun_2_1x50"]
     assert summary.seeds({"etas": [0.3], "samples": stages}) == []
+
+
+def test_samples_drawn_part_by_part_are_those_drawn_at_once(digits_setup, monkeypatch):
+    config, setup = digits_setup
+    plan = samples.Plan("few", (0.3, 0.6), 2, 7, samples.sampler_settings(config, "heun"), seed=1)
+    whole = samples.scored(config, FakeRun(), setup, plan)
+    monkeypatch.setattr(samples, "PART", 3)
+    parts = samples.scored(config, FakeRun(), setup, plan)
+    assert whole["scores"] == parts["scores"] and set(parts["pictures"]) == {"EDM", "VDM", "eta_0", "eta_1"}
+    for name, images in whole["pictures"].items():
+        assert images.shape == (7, 8, 8, 1)
+        np.testing.assert_array_equal(images, parts["pictures"][name])
+
+
+def test_a_stopped_run_goes_on_with_the_part_that_it_was_drawing(digits_setup, monkeypatch, tmp_path):
+    config, setup = digits_setup
+    config = config.copy_and_resolve_references()
+    config.sampling.sampler, config.sampling.seeds = ("heun",), 1
+    config.sampling.n_samples = config.sampling.n_samples_other = 7
+    drawn = []
+
+    def draw(config, run, setup, plan, first, count):
+        if len(drawn) == 2:
+            drawn.append("stopped")
+            raise KeyboardInterrupt
+        drawn.append(first)
+        return {"EDM": {"images": np.full((count, 8, 8, 1), first, np.uint8), "nfe": float(first)}}
+
+    monkeypatch.setattr(samples, "PART", 3)
+    monkeypatch.setattr(samples, "draw", draw)
+    with pytest.raises(KeyboardInterrupt), Run(tmp_path / "w", {}) as run:
+        samples.measure_samples(config, run, setup, [0.3], None)
+    with Run(tmp_path / "w", {}) as run:
+        found = samples.measure_samples(config, run, setup, [0.3], None)["samples_heun_0_1x7"]
+        assert list(run.timings) == ["samples_heun_0_1x7"]
+    assert drawn == [0, 3, "stopped", 6]
+    assert found["scores"]["EDM"]["nfe"] == pytest.approx((3 * 0 + 3 * 3 + 1 * 6) / 7)
+    assert found["pictures"]["EDM"][:, 0, 0, 0].tolist() == [0, 0, 0, 3, 3, 3, 6]
+    assert [path.name for path in (tmp_path / "w" / "stages").iterdir()] == ["samples_heun_0_1x7.npz"]

@@ -21,7 +21,7 @@ from jaxmerge.data import digits
 from jaxmerge.experts import io
 from jaxmerge.experts.base import Expert, per_image
 from jaxmerge.noise import PixelScale
-from jaxmerge.training import loop, objectives, recipes, step
+from jaxmerge.training import loop, objectives, recipes, step, validation
 from jaxmerge.training.optimizer import decay_matrices, learning_rate_schedule, make_optimizer
 from jaxmerge.training.tables import Table, read
 from jaxmerge.training.validation import validator
@@ -187,6 +187,19 @@ def test_validator_repeats_itself_and_orders_experts(train_set):
     assert evaluate(linear(0.5)) == good
     assert good["loss"] < bad["loss"]
     assert 0 < good["diffusion_bpd_se"] < 0.5
+    parts = [value for name, value in good.items() if name.startswith("bpd_gamma_")]
+    assert len(parts) == len(validation.parts_of(linear(0.5).gamma_range)) > 2
+    assert sum(parts) == pytest.approx(good["diffusion_bpd"]) and min(parts) > 0
+
+
+def test_parts_of_the_noise_range_are_common_levels_and_the_experts_own_ends():
+    assert validation.parts_of((-7.5, 1.0)) == {
+        "bpd_gamma_-7.5_to_-6": 1,
+        "bpd_gamma_-6_to_-3": 2,
+        "bpd_gamma_-3_to_0": 3,
+        "bpd_gamma_0_to_1": 4,
+    }
+    assert list(validation.parts_of((-13.0, 8.7)).values()) == [0, 1, 2, 3, 4, 5]
 
 
 # --- optimizer ---------------------------------------------------------------------------------------

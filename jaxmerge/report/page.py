@@ -18,23 +18,27 @@
     bound_by_eta             eta [E], bpd [E], se [E], split
     weights                  gamma [G], experts [K], affine [G][K], convex [G][K], condition [G]
     terms                    [{"model", "eta", "likelihood": {name: bits}, "bound": {name: bits}}]
-    published                {"table", "data", "source", "note", "entries"}: see ``report/published.py``
-    seeds                    [{"model", "eta", "sampler", "quantity", "n_seeds", "mean", "std", "minimum", "maximum",
-                             "low", "high"}]: scores over seeds, with Student's 95 % interval of the mean
+    published                [{"table", "data", "source", "note", "entries"}], one per table of the paper: see
+                             ``report/published.py``
+    seeds                    [{"model", "eta", "sampler", "quantity", "n_seeds", "seed_numbers", "mean", "std",
+                             "minimum", "maximum", "low", "high"}]: scores over seeds, with Student's 95 % interval of
+                             the mean
     reconstructions          {"entries", "definition"}; an entry has gamma, model, eta, psnr, psnr_se, psnr_pooled,
                              exact, ssim, ssim_se and, if measured, lpips, lpips_se
     costs                    {"entries", "definition"}; an entry has model, eta, latency, latency_low, latency_high
-                             (seconds per image), nfe, parameters, planned_bytes, host_peak, device_peak (None where
-                             the backend does not tell)
+                             (seconds per image), nfe, parameters, planned_bytes (None where the backend does not
+                             tell)
     data, experts            records of the images by part and of the experts by name, dictionaries
     alignment                [{"model", "eta", "aligned", "listing", "difference", "se"}]: bpd with and
                              without pixel-scale alignment
     quality                  {"column", "short", "long"}: what the distance is called and its rows' key, "frechet"
                              where it is left away (see ``report/quality.py``)
+    score_names              {column: name} of the other scores of samples, where a run calls them otherwise than
+                             ``report/quality.py``
     floor                    {"frechet", "frechet_se", "n_images"}: the test images' own distance; optionally
                              "what", which says more exactly whose
     columns, gate_weights, gate_slices, slices, collapse, gates, tuning, narrative    of mixtures, see ``report/moe.py``
-    training                 series {name: {"step", "value"}}, unit
+    training, training_levels    series {name: {"step", "value"}}, unit
     definitions              {column: text}, replaces `tables.DEFINITIONS` entry by entry
     notes                    [text]: what a reader must know besides
     environment, timings, config, finding    filled in by `Run.finish`
@@ -90,6 +94,8 @@ CAPTIONS = {
     "weights": "Weights of the experts' predictions that minimise the bound at each noise level: free (affine) and "
     "between 0 and 1 (convex). A threshold is the special case that jumps from one to zero.",
     "training": "Losses during training.",
+    "training_levels": "What each part of the noise range adds to the bound of validation images; to be compared with "
+    "the other expert's: a merge pays where each is better in a part.",
     **moe.CAPTIONS,
 }
 
@@ -126,6 +132,8 @@ def figures(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[st
         drawn["weights"] = plots.weights_per_gamma(results["weights"])
     if results.get("training"):
         drawn["training"] = plots.training_curves(results["training"])
+    if results.get("training_levels"):
+        drawn["training_levels"] = plots.training_curves(results["training_levels"])
     return drawn | moe.figures(results)
 
 
@@ -158,11 +166,12 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         ("Weights of the gates", show("gate_weights") + moe.gates(results)),
         ("Usage per slice", show("gate_slices") + moe.slices(results)),
         ("Collapse", show("collapse")),
-        ("Training", show("training")),
+        ("Training", show("training") + show("training_levels")),
         (
             "Measured values",
             tables.main_table(results) + sections.remarks(results) if results.get("rows") else "",
         ),
+        ("Remarks", "" if results.get("rows") else sections.remarks(results)),
         ("Beside the paper", sections.published(results)),
         ("Paired differences", sections.paired(results)),
         ("Scores over seeds", sections.seeds(results)),

@@ -16,7 +16,7 @@ def has_models(results: dict[str, Any]) -> bool:
 def remarks(results: dict[str, Any]) -> str:
     """What a reader must know besides the main table."""
     remarks = list(results.get("notes", []))
-    if any(tables.is_proposed(row, results) for row in results["rows"]):
+    if any(tables.is_proposed(row, results) for row in results.get("rows", [])):
         remarks.insert(0, "★ proposed from training and validation images; the test images judge it.")
     floor = results.get("floor") or {}
     judged = quality.names(results)
@@ -71,13 +71,18 @@ def reconstructions(results: dict[str, Any]) -> str:
     found = results.get("reconstructions")
     if not found:
         return ""
+
+    def decibels(entry, value, error=None):
+        # Exact images have infinite PSNR, which JSON does not know.
+        return f"∞ ({entry['exact']} exact)" if value is None else tables.with_error(value, error)
+
     perceptual = any("lpips" in entry for entry in found["entries"])
     cells = [
         [
             f"γ = {entry['gamma']:g}",
             tables.label(entry),
-            tables.with_error(entry["psnr"], entry["psnr_se"]),
-            tables.with_error(entry["psnr_pooled"]),
+            decibels(entry, entry["psnr"], entry["psnr_se"]),
+            decibels(entry, entry["psnr_pooled"]),
             tables.with_error(entry["ssim"], entry["ssim_se"]),
             *([tables.with_error(entry["lpips"], entry["lpips_se"])] if perceptual else []),
         ]
@@ -94,34 +99,32 @@ def costs(results: dict[str, Any]) -> str:
     if not found:
         return ""
 
-    def megabytes(value):
-        return "–" if value is None else f"{value / 1e6:,.0f}"
-
     cells = [
         [
             tables.label(entry),
             f"{1000 * entry['latency']:.3g} [{1000 * entry['latency_low']:.3g}, {1000 * entry['latency_high']:.3g}]",
             tables.whole(entry["nfe"]),
             f"{entry['parameters']:,}",
-            *(megabytes(entry[key]) for key in ("planned_bytes", "host_peak", "device_peak")),
+            "–" if entry["planned_bytes"] is None else f"{entry['planned_bytes'] / 2**20:,.0f}",
         ]
         for entry in found["entries"]
     ]
-    header = ["model", "ms per image, median [quartiles]", "NFE", "parameters", "planned for a call, MB"]
-    header += ["process peak, MB", "device peak, MB"]
+    header = ["model", "ms per image, median [quartiles]", "NFE", "parameters", "planned for a call, MiB"]
     return tables.html_table(header, cells) + f'<p class="soft">{html.escape(found["definition"])}</p>'
 
 
 def published(results: dict[str, Any]) -> str:
-    """The paper's numbers beside the measured ones."""
-    paper = results.get("published")
-    if not paper:
-        return ""
-    text = (
-        f"Table {paper['table']} of {paper['source']}, {paper['data']}, as published; measured values of this run where it "
-        f"has the same row. {paper['note']}"
-    )
-    return f'<p class="soft">{html.escape(text)}</p>' + tables.html_table(*tables.published_columns(paper))
+    """The paper's tables beside the measured values."""
+    parts = []
+    for paper in results.get("published", []):
+        text = (
+            f"Table {paper['table']} of {paper['source']}, {paper['data']}, as published; measured values of this run "
+            "where it has the same row."
+        )
+        parts.append(f'<p class="soft">{html.escape(text)}</p>')
+        parts.append(tables.html_table(*tables.published_columns(paper)))
+    notes = dict.fromkeys(paper["note"] for paper in results.get("published", []))
+    return "".join(parts) + "".join(f'<p class="soft">{html.escape(note)}</p>' for note in notes if note)
 
 
 def origins(results: dict[str, Any]) -> str:

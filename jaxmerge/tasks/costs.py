@@ -10,7 +10,7 @@ from jaxmerge.experts.base import Expert
 from jaxmerge.merge import Switch
 from jaxmerge.metrics import cost
 from jaxmerge.run import Run
-from jaxmerge.tasks.samples import sampler_settings
+from jaxmerge.tasks.samples import sampler_settings, settings_of
 from jaxmerge.tasks.setup import Setup
 
 
@@ -29,8 +29,6 @@ def of_sampling(
         "latency_definition": spent.latency.definition,
         "nfe": spent.nfe,
         "planned_bytes": spent.call.planned_bytes or -1,
-        "host_peak": spent.memory.host_peak or -1,
-        "device_peak": spent.memory.device_peak or -1,
         "parameters": spent.parameters.count,
     }
 
@@ -48,7 +46,7 @@ def measure(config: ConfigDict, run: Run, setup: Setup, eta: float) -> dict[str,
                 found[name] = of_sampling(
                     model,
                     setup.keys["sampling"],
-                    settings,
+                    settings_of(name, settings),
                     batch_size=asked.batch_size,
                     repeats=asked.repeats,
                 )

@@ -1,7 +1,7 @@
 """The stages that draw samples of every model and sampler, and score them."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 
 from jaxmerge import probability_flow as flow
 from jaxmerge import sampling, sweeps
+
+# Images per model that are drawn at once; more are drawn part by part, and a stopped run goes on with the next part.
+PART = 5000
 
 
 def measure_samples(config, run, setup, etas, proposal) -> dict[str, Any]:
@@ -20,8 +23,9 @@ def measure_samples(config, run, setup, etas, proposal) -> dict[str, Any]:
         for seed, swept, count in sample_plan(config.sampling, sampler, etas, proposal):
             name = f"samples_{sampler}_{seed}_{len(swept)}x{count}"
             slots = len(etas) if sampler != "ancestral" or len(swept) > 1 else 1
-            compute = functools.partial(draw, config, run, setup, swept, slots, count, settings, seed)
-            measured[name] = run.stage(name, compute)
+            plan = Plan(name, tuple(swept), slots, count, settings, seed)
+            measured[name] = run.stage(name, functools.partial(scored, config, run, setup, plan))
+            run.forget(f"{name}_from_")
     if judge is not None and measured:
         measured["floor"] = run.stage("floor", lambda: judge.floor(setup.test, config.sampling.n_samples))
     return measured
@@ -49,6 +53,11 @@ def sample_plan(asked: ConfigDict, sampler: str, etas, proposal) -> list[tuple[i
     return plan
 
 
+def settings_of(model: str, settings: sampling.Settings) -> sampling.Settings:
+    """The settings that a model of this name samples with: EDM's own Heun sampler ends at sigma = 0."""
+    return settings.replace(final="denoise") if model == "EDM" and settings.sampler == "heun" else settings
+
+
 def sampler_settings(config: ConfigDict, sampler: str) -> sampling.Settings:
     """The config's settings of one sampler."""
     steps = config.sampling.ancestral_steps if sampler == "ancestral" else config.sampling.heun_steps
@@ -60,29 +69,70 @@ def sampler_settings(config: ConfigDict, sampler: str) -> sampling.Settings:
     )
 
 
-def draw(config, run, setup, etas, slots, count, settings, seed) -> dict[str, Any]:
-    """One seed's samples of the single experts and of the merges, scored."""
-    key = jax.random.fold_in(setup.keys["sampling"], seed)
-    common = dict(key=key, batch_size=config.sampling.batch_size)
+class Plan(NamedTuple):
+    """One seed's samples of both experts and of merges.
+
+    Attributes:
+        name: of the stage.
+        etas: thresholds of the merges.
+        slots: see `sweeps.sweep_samples`.
+        count: images per model.
+        settings: sampler.
+        seed: which noise.
+    """
+
+    name: str
+    etas: tuple[float, ...]
+    slots: int
+    count: int
+    settings: sampling.Settings
+    seed: int
+
+
+def scored(config, run, setup, plan: Plan) -> dict[str, Any]:
+    """The scores of a plan's samples, and a few pictures."""
+    firsts = range(0, plan.count, PART)
+    parts = [draw_part(config, run, setup, plan, first, len(firsts) > 1) for first in firsts]
+    scores, shown = {}, {}
+    for name in parts[0]:
+        images = np.concatenate([part[name]["images"] for part in parts])
+        calls = sum(part[name]["nfe"] * len(part[name]["images"]) for part in parts)
+        judged = {} if setup.judge is None else setup.judge.scores(images, len(setup.test))
+        scores[name] = {"nfe": calls / plan.count} | judged
+        shown[name] = images[: config.report.columns]
+    etas = np.asarray(plan.etas, np.float64)
+    return {"etas": etas, "count": plan.count, "scores": scores, "pictures": shown}
+
+
+def draw_part(config, run, setup, plan: Plan, first: int, kept: bool) -> dict[str, Any]:
+    """The samples from number `first` on, at most `PART` of every model; kept as a stage where there are more."""
+    compute = functools.partial(draw, config, run, setup, plan, first, min(PART, plan.count - first))
+    return run.stage(f"{plan.name}_from_{first}", compute) if kept else compute()
+
+
+def draw(config, run, setup, plan: Plan, first: int, count: int) -> dict[str, Any]:
+    """{model: {"images", "nfe" (mean)}} of the single experts and of the merges."""
+    key = jax.random.fold_in(setup.keys["sampling"], plan.seed)
+    common = dict(key=key, first=first, batch_size=config.sampling.batch_size)
     models = {"EDM": setup.high, "VDM": setup.low}
     found: dict[str, Any] = {}
-    units = count * (len(models) + 1)
-    with run.progress(units, f"samples, {settings.sampler}, seed {seed}") as advance:
+    what = f"samples, {plan.settings.sampler}, seed {plan.seed}" + (f", from {first}" if first else "")
+    with run.progress(count * (len(models) + 1), what) as advance:
         for name, model in models.items():
-            own = settings
-            if name == "EDM" and settings.sampler == "heun":
-                own = settings.replace(final="denoise")  # EDM's own sampler ends at sigma = 0
+            own = settings_of(name, plan.settings)
             images, nfe = sampling.generate(model, count, settings=own, advance=advance, **common)
-            found[name] = (images, float(nfe.mean()))
+            found[name] = {"images": images, "nfe": float(nfe.mean())}
         swept = sweeps.sweep_samples(
-            setup.low, setup.high, etas, count, settings=settings, slots=slots, advance=advance, **common
+            setup.low,
+            setup.high,
+            plan.etas,
+            count,
+            settings=plan.settings,
+            slots=plan.slots,
+            advance=advance,
+            **common,
         )
-    merged = list(zip(swept.images, swept.nfe, strict=True))
-    found |= {f"eta_{i}": pair for i, pair in enumerate(merged)}
-    scored = {
-        name: {"nfe": nfe} | ({} if setup.judge is None else setup.judge.scores(images, len(setup.test)))
-        for name, (images, nfe) in found.items()
+    merged = zip(swept.images, swept.nfe, strict=True)
+    return found | {
+        f"eta_{i}": {"images": images, "nfe": float(nfe)} for i, (images, nfe) in enumerate(merged)
     }
-    columns = config.report.columns
-    shown = {name: images[:columns] for name, (images, _) in found.items()}
-    return {"etas": np.asarray(etas, np.float64), "count": count, "scores": scored, "pictures": shown}

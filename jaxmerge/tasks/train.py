@@ -93,6 +93,14 @@ def show_training(config: ConfigDict, run: Run, result: TrainResult, data: Datas
                     "validation": _series(curve, "loss"),
                 },
             },
+            "training_levels": {
+                "unit": "bits per dimension",
+                "series": {
+                    name.removeprefix("bpd_gamma_").replace("_to_", " < γ < "): _series(curve, name)
+                    for name in curve[0]
+                    if name.startswith("bpd_gamma_")
+                },
+            },
         },
         {"samples": images.reshape(5, 12, *images.shape[1:]), "sample_labels": np.array(["samples"] * 5)},
     )

@@ -160,6 +160,20 @@ def diffusion_bpd(
         scale: the images' pixel scale.
         gamma_low, gamma_high: the part of the range; by default the expert's own ends.
     """
+    _, bits = diffusion_bits(expert, images, key, scale, gamma_low=gamma_low, gamma_high=gamma_high)
+    return jnp.mean(bits)
+
+
+def diffusion_bits(
+    expert: Expert,
+    images: UInt8[Array, "B H W C"],
+    key: Key[Array, ""],
+    scale: PixelScale,
+    *,
+    gamma_low: float | None = None,
+    gamma_high: float | None = None,
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """`diffusion_bpd` image by image: its noise level, and its share (their mean is the integral)."""
     low = expert.gamma_range[0] if gamma_low is None else gamma_low
     high = expert.gamma_range[1] if gamma_high is None else gamma_high
     time_key, noise_key = jax.random.split(key)
@@ -168,4 +182,4 @@ def diffusion_bpd(
     eps = jax.random.normal(noise_key, x.shape)
     g = per_image(gamma, x)
     error = eps - expert.eps_hat(noise.alpha(g) * x + noise.sigma(g) * eps, gamma)
-    return (high - low) / (2 * math.log(2)) * jnp.mean(error**2)
+    return gamma, (high - low) / (2 * math.log(2)) * jnp.mean(error**2, axis=(1, 2, 3))

@@ -80,7 +80,8 @@ def summarise(
         "collapse": collapsed,
         "definitions": words.definitions(frame, distance) | {m.name: m.what for m in methods},
         "narrative": words.grid_narrative(methods, reference, rows, compare, distance, collapsed),
-        "notes": words.notes(rows, joint=grid.joint),
+        "notes": words.notes(rows, joint=grid.joint)
+        + words.slice_notes(diagnose.subcategory_hashes(config.moe, setup.train)),
         **quality.describe(setup.judge),
     }
     return results, words.pictures(setup, methods, measured)

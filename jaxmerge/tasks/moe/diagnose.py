@@ -1,5 +1,6 @@
 """What the gates do: weights against the noise level, usage per slice of the data, collapse."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +12,41 @@ from jaxmerge.data.slices import SliceSet
 from jaxmerge.gate.gated import Gated
 from jaxmerge.gate.measure import measure
 from jaxmerge.noise import PixelScale
+from jaxmerge.run import Run
 from jaxmerge.tasks.moe.measure import Frame
 from jaxmerge.tasks.moe.models import Method
 
 BINS = 24
 
 
-def slice_sets(asked: ConfigDict, count: int, train: Dataset) -> list[SliceSet]:
-    """The config's kinds of slices, `count` of each."""
-    return [slices.fit(kind, count, train) for kind in asked.slices]
+def slice_sets(run: Run, asked: ConfigDict, count: int, train: Dataset) -> list[SliceSet]:
+    """The config's kinds of slices, `count` of each.
+
+    Raises:
+        ValueError: slices that the images do not allow, or other subcategories than those this run began with.
+    """
+    found = [slices.fit(kind, count, train) for kind in asked.slices]
+    made = {"kinds": ",".join(asked.slices)} | subcategory_hashes(asked, train)
+    if run.stage(f"slices_{count}", lambda: made) != made:
+        raise ValueError(
+            f"the subcategories of {train.name} were made anew since this run began; choose another folder with "
+            "--workdir, or put the earlier ones back."
+        )
+    return found
+
+
+def subcategory_hashes(asked: ConfigDict, train: Dataset) -> dict[str, str]:
+    """SHA-256 of what says which subcategory each training image belongs to, where slices are made of it.
+
+    Everything else that slices depend on is in the identity of the images.
+    """
+    if not any("subcategory" in kind for kind in asked.slices):
+        return {}
+    return {
+        name: hashlib.sha256(np.asarray(values, np.int32).tobytes()).hexdigest()
+        for name, values in sorted(train.attributes.items())
+        if name.startswith("subcategory_")
+    }
 
 
 def diagnose(frame: Frame, method: Method, sets: Sequence[SliceSet]) -> list[dict[str, Any]]:

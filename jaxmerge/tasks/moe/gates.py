@@ -67,6 +67,7 @@ def run(config: ConfigDict, run: Run) -> None:
         return
     merge.check_late_stages(config)
     setup = prepare(config, run.progress)
+    sets = diagnose.slice_sets(run, config.moe, config.moe.count, setup.train)
     proposal = bounds.propose(config, run, setup)
     cut = setup.gamma(proposal["best"])
     frame = Frame(config, run, setup, measure.strata(config, setup, [cut]))
@@ -75,7 +76,6 @@ def run(config: ConfigDict, run: Run) -> None:
     gated = [m for m in methods if m.key.startswith("gate_")]
     frame = measure.with_grid(frame, next(m for m in gated if m.key == "gate_z").models[0])
     measured = {m.key: measure.measure(frame, m) for m in methods}
-    sets = diagnose.slice_sets(config.moe, config.moe.count, setup.train)
     diagnosed = {m.key: diagnose.diagnose(frame, m, sets) for m in gated}
     results, pictures = summarise(frame, methods, measured, diagnosed, sets, proposal)
     table.write_markdown(run, config, results)
@@ -208,7 +208,7 @@ def summarise(
         "gates": [diagnose.gate_figures(m.name, m, diagnosed[m.key]) for m in methods if m.key in diagnosed],
         "definitions": words.definitions(frame, distance) | {m.name: m.what for m in methods},
         "narrative": words.merge_narrative(methods, rows, compare, distance),
-        "notes": words.notes(rows),
+        "notes": words.notes(rows) + words.slice_notes(diagnose.subcategory_hashes(config.moe, setup.train)),
         "proposed": {"best_bound": proposal["best"], "cautious": proposal["cautious"]},
         **describe(setup.judge),
     }

@@ -61,7 +61,7 @@ class Grid:
     @functools.cache  # noqa: B019 - one grid per process
     def sets(self, count: int):
         """The config's kinds of slices, one slice per expert."""
-        return diagnose.slice_sets(self.asked, count, self.setup.train)
+        return diagnose.slice_sets(self.run, self.asked, count, self.setup.train)
 
     @functools.cache  # noqa: B019 - one grid per process
     def members(self, count: int):
@@ -118,7 +118,12 @@ class Grid:
 
     def methods(self, rows: set[str]) -> tuple[list[Method], list[Method]]:
         """(all rows, those with a trained gate)."""
-        gated = [self.trained(v) for v in variants(self.asked) if v.key in rows]
+        asked = [v for v in variants(self.asked) if v.key in rows]
+        for variant in asked:
+            self.sets(
+                variant.count or self.asked.count
+            )  # refuses what the images do not allow before any training
+        gated = [self.trained(v) for v in asked]
         by_key = {m.key: m for m in gated}
         below = [m for m in self.baselines(rows) if m.key in rows]
         if "B_top2" in rows:

@@ -3,7 +3,7 @@
 bound           every model on common strata, so that differences between methods are paired
 likelihood      exact, by the probability flow; only where the field is smooth
 samples         a model that was drawn with seed s samples with noise s; a method with one model, with every seed
-reconstruction  PSNR and SSIM of one denoising call from a fixed noise level
+reconstruction  PSNR, SSIM and LPIPS of one denoising call from a fixed noise level
 cost            seconds per image, network calls, planned memory, parameters; of a method's first model
 """
 
@@ -18,7 +18,7 @@ from jaxmerge import grids, likelihood, sampling, vlb
 from jaxmerge.experts.base import Expert
 from jaxmerge.gate.cost import parameter_counts
 from jaxmerge.gate.gated import Gated
-from jaxmerge.metrics import reconstruction
+from jaxmerge.metrics import lpips, reconstruction
 from jaxmerge.run import Run
 from jaxmerge.tasks import costs as sampling_costs
 from jaxmerge.tasks import likelihoods, reconstructions
@@ -179,8 +179,9 @@ def samples(frame: Frame, model: Expert, seed: int, name: str) -> tuple[np.ndarr
 
 
 def restored(frame: Frame, model: Expert) -> dict[str, float]:
-    """PSNR and SSIM of test images after one denoising call, from the same noise for every model."""
+    """PSNR, SSIM and, if asked for, LPIPS of test images after one denoising call, on the same noise for every model."""
     setup, gamma = frame.setup, frame.config.moe.reconstruction_gamma
+    network = frame.config.reconstruction.lpips
     data = setup.test.take(max(frame.config.bound.n_images, 1))
     images = reconstruction.reconstruct(
         model,
@@ -196,8 +197,10 @@ def restored(frame: Frame, model: Expert) -> dict[str, float]:
         gamma=gamma,
         scale=setup.low.pixel_scale,
         window=reconstructions.window_of(data.shape),
+        lpips=reconstruction.perceptual(lpips.load(network)) if network else None,
     )
-    return {name: getattr(found, name) for name in ("psnr", "psnr_se", "ssim", "ssim_se")}
+    chosen = ("psnr", "psnr_se", "ssim", "ssim_se", *(("lpips", "lpips_se") if network else ()))
+    return {name: getattr(found, name) for name in chosen}
 
 
 def costs(frame: Frame, model: Expert) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def row(method: Method, found: dict[str, Any]) -> dict[str, Any]:
         line[column] = float(np.mean(values))
         if name != "nfe":
             line[f"{column}_sd"] = sd(values)
-    for name in ("psnr", "ssim"):
+    for name in [name for name in ("psnr", "ssim", "lpips") if name in found["models"][0]]:
         values = [m[name] for m in found["models"]]
         line |= {name: float(np.mean(values)), f"{name}_sd": sd(values)}
         line[f"{name}_se"] = float(np.mean([m[f"{name}_se"] for m in found["models"]]))
@@ -151,8 +151,9 @@ def columns(rows: list[dict[str, Any]], distance: tuple[str, str]) -> list[list[
         ["Inception score", "inception_score", "inception_score_sd", ""],
         ["PSNR, dB", "psnr", "psnr_se", "psnr_sd"],
         ["SSIM", "ssim", "ssim_se", "ssim_sd"],
+        ["LPIPS", "lpips", "lpips_se", "lpips_sd"],
         ["ms per image", "latency_ms", "", ""],
-        ["MB planned", "memory_mb", "", ""],
+        ["MiB planned", "memory_mb", "", ""],
         ["parameters", "parameters", "", ""],
         ["of the gate", "gate_parameters", "", ""],
         ["NFE", "nfe_sampling", "", ""],

@@ -134,11 +134,11 @@ def definitions(frame, distance: tuple[str, str]) -> dict[str, str]:
         "bound": f"Variational lower bound of {config.bound.n_images} {config.data.test_split} images in continuous "
         f"time, {len(frame.levels) - 1} strata that all methods share, {config.bound.n_times} draw(s) each, "
         f"{config.bound.repeats} repeat(s).",
-        "PSNR, SSIM": f"Test images after one denoising call from γ = {config.moe.reconstruction_gamma:g} against the "
+        "PSNR, SSIM, LPIPS": f"Test images after one denoising call from γ = {config.moe.reconstruction_gamma:g} against the "
         f"originals, the same noise for all methods; SSIM with a window of {window_of(setup.test.shape)}.",
         "ms per image": f"Wall time of sampling, median of {config.moe.latency_repeats} repeats, batch "
         f"{config.moe.latency_batch}, on one device, without compilation.",
-        "MB planned": f"Memory that XLA plans for one call of the model on {config.moe.latency_batch} images.",
+        "MiB planned": f"Memory that XLA plans for one call of the model on {config.moe.latency_batch} images.",
         "parameters": "Of all networks and the gate together.",
         "NFE": f"Calls of the model per sample ({config.sampling.sampler[0]}); a dense mixture's call runs all experts "
         "that answer.",
@@ -253,6 +253,15 @@ def notes(rows: Sequence[dict[str, Any]], *, joint: bool = False) -> list[str]:
     if failed:
         said.append(f"{failed} likelihood solves failed; their images are left out.")
     return said
+
+
+def slice_notes(hashes: dict[str, str]) -> list[str]:
+    """Which subcategories the slices were made of."""
+    return [
+        f"Slices by {name} are those whose assignment of the training images has the SHA-256 {value[:16]}...; their features "
+        "and seed are in the file that made them (docs/data.md)."
+        for name, value in hashes.items()
+    ]
 
 
 def pictures(setup, methods: Sequence[Method], measured: dict[str, Any]) -> dict[str, np.ndarray]:
