@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help="config.yaml of a PyTorch VDM (default: the one beside the file)")
     add("--size", type=int, help="height and width of a VDM's images (default: 32)")
     add("--backbone", metavar="FILE", help="torchvision's AlexNet or VGG16, for the linear layers of LPIPS")
+    add("--data-set", metavar="NAME", help="what it was trained on, where neither file nor registry says it")
     add("--overwrite", action="store_true", help="replace what is at DEST")
     add("--cache", metavar="DIR", help="where downloads are kept (default: the user's cache folder)")
     add("--no-check", action="store_true", help="skip the self-check")
@@ -102,6 +103,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--size must be from 1 to 4096, got {arguments.size}.")
     if arguments.kind not in (None, *registry.KINDS, registry.REFERENCE):
         raise ValueError(f"--kind must be one of {', '.join(registry.KINDS)}, got {arguments.kind!r}.")
+    if arguments.data_set is not None and not arguments.data_set.strip():
+        raise ValueError(
+            "--data-set must name a data set, got an empty name; leave it out if it is not known."
+        )
     if arguments.list:
         print(listing())
     elif arguments.export:
@@ -162,7 +167,8 @@ def _loaded(path: pathlib.Path, entry: registry.Entry | None, arguments: argpars
         backbone = (second, module("readers").read(second), known)
     steps = module("convert")  # after the files are known to be good: JAX takes time to import
     given = (arguments.kind, arguments.weights, arguments.config, arguments.size)
-    options = steps.Options(*given, None if backbone is None else steps.Backbone(*backbone))
+    beside = None if backbone is None else steps.Backbone(*backbone)
+    options = steps.Options(*given, beside, arguments.data_set and arguments.data_set.strip())
     return steps, steps.load(path, contents, options, entry), options
 
 
@@ -175,8 +181,8 @@ def _is_reference(path: pathlib.Path, entry: registry.Entry | None, arguments: a
     kind = arguments.kind or (entry.kind if entry else None)
     if kind != registry.REFERENCE and not module("references").recognised(path):
         return False
-    options = ("weights", "config", "size", "backbone")
-    said = [f"--{name}" for name in options if getattr(arguments, name) is not None]
+    options = ("weights", "config", "size", "backbone", "data_set")
+    said = [f"--{name.replace('_', '-')}" for name in options if getattr(arguments, name) is not None]
     if kind not in (None, registry.REFERENCE):
         said.append("--kind" if arguments.kind else "--name")
     if said:
@@ -206,7 +212,7 @@ def local(source: str, name: str | None, cache: str | None) -> tuple[pathlib.Pat
     path = pathlib.Path(source).expanduser()
     named = registry.find(name) if name else None
     if download.is_url(source):
-        entry, url = named or registry.by_file_name(source.rsplit("/", 1)[-1]), source
+        entry, url = named or registry.by_url(source), source
     elif os.path.lexists(path) or path.suffix or path.name != source:
         return path, _compared(path, named or registry.by_file_name(path.name))
     else:

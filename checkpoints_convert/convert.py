@@ -18,6 +18,7 @@ from checkpoints_convert import arrival, kinds, metrics, readers, registry
 from checkpoints_convert.names import origins
 from checkpoints_convert.places import no_new_folders, sha256
 from jaxmerge import checkpoint
+from jaxmerge.data.check import UNKNOWN, canonical
 from jaxmerge.experts import io
 from jaxmerge.experts.base import Expert
 
@@ -41,6 +42,7 @@ class Options(NamedTuple):
         config: path of a torch VDM's config.yaml; None takes the one beside the file, if there is one.
         size: height and width of a VDM's images; None for 32.
         backbone: the file with the backbone of LPIPS, where it is not in the first.
+        data_set: what the network was trained on, where neither the file nor the registry says it.
     """
 
     kind: str | None = None
@@ -48,6 +50,7 @@ class Options(NamedTuple):
     config: str | None = None
     size: int | None = None
     backbone: Backbone | None = None
+    data_set: str | None = None
 
 
 class Loaded(NamedTuple):
@@ -92,7 +95,7 @@ def load(
         source = _source(path, contents, options, entry)
         frame = None if source.kind in metrics.KINDS else _built(source)
         net = _filled(metrics.build(source.description) if frame is None else frame.net, source)
-        record = _record(path, contents, source, net, entry, options.backbone)
+        record = _record(path, contents, source, net, entry, options)
     return Loaded(source._replace(arrays={}), _owned(net), record, frame)
 
 
@@ -164,8 +167,9 @@ def _config(path: pathlib.Path, given: str | None) -> dict[str, Any] | None:
     return config
 
 
-def _record(path, contents, source: kinds.Source, net, entry, backbone: Backbone | None) -> dict[str, Any]:
-    carried = source.carried
+def _record(path, contents, source: kinds.Source, net, entry, options: Options) -> dict[str, Any]:
+    carried, backbone = source.carried, options.backbone
+    data_set = entry.data_set if entry else carried.get("data_set", UNKNOWN)
     licence = entry.licence if entry else carried.get("licence", registry.UNKNOWN)
     origin = {"kind": source.kind, **_file(path, contents, entry)}
     if backbone is not None:
@@ -175,7 +179,7 @@ def _record(path, contents, source: kinds.Source, net, entry, backbone: Backbone
         "network" if source.kind in metrics.KINDS else "expert": source.description,
         **_ranges(source.description),
         "parameters": count(net),
-        "data_set": entry.data_set if entry else carried.get("data_set", "not known"),
+        "data_set": _data_set(data_set, options.data_set),
         "weights": carried.get("weights", source.weights),
         "training_step": carried.get("training_step", source.step),
         "licence": licence,
@@ -184,6 +188,19 @@ def _record(path, contents, source: kinds.Source, net, entry, backbone: Backbone
         "notes": list(source.notes),
         "converter": f"jaxmerge {importlib.metadata.version('jaxmerge')}",
     }
+
+
+def _data_set(known: str, given: str | None) -> str:
+    """What a network was trained on: what is known, else what is given.
+
+    Raises:
+        ValueError: the two contradict each other.
+    """
+    if given is None or canonical(known) == canonical(given):
+        return known
+    if canonical(known) != UNKNOWN:
+        raise ValueError(f"it was trained on {known}, but --data-set says {given}; leave --data-set out.")
+    return given
 
 
 def _file(path: pathlib.Path, contents: readers.Contents, entry: registry.Entry | None) -> dict[str, Any]:

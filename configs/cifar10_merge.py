@@ -75,7 +75,7 @@ def paper_protocol(config) -> None:
     config.bound.repeats = 10
     config.bound.batch_size = 64
     config.sampling.n_samples = 50_000
-    config.sampling.seeds = config.sampling.ancestral_seeds = 3
+    config.sampling.seeds = config.sampling.seeds_other = config.sampling.ancestral_seeds = 3
     config.sampling.n_samples_other = 50_000
     config.sampling.ancestral_samples = 50_000
     config.sampling.ancestral_samples_other = 50_000

@@ -231,14 +231,14 @@ def metric() -> ConfigDict:
             # Kind "inception": reference statistics, an npz file with mu and sigma, or a folder where those of the
             # training images are measured once and kept; empty for the folder "references".
             "reference": "",
-            # Kind "inception": take fewer than 2048 samples, where FID is much too large.
+            # Kind "inception": take fewer than 2048 samples, where FID is much too large, or fewer than three seeds.
             "allow_few": False,
         }
     )
 
 
 def reconstruction() -> ConfigDict:
-    """Test images after noise and one denoising call, compared with the originals."""
+    """Merges of two experts: test images after noise and one denoising call, compared with the originals."""
     return ConfigDict(
         {
             # Test images; 0 leaves the reconstructions out.
@@ -246,7 +246,7 @@ def reconstruction() -> ConfigDict:
             # Noise levels gamma; both experts must know them.
             "gammas": (-4.0, 0.0, 4.0),
             # Checkpoint of LPIPS (python -m checkpoints_convert alex.pth DEST --backbone FILE); empty for PSNR and
-            # SSIM alone.
+            # SSIM alone. Mixtures (tasks "moe", "moe_ablations") use it too.
             "lpips": "",
             # Images per device and call.
             "batch_size": 50,
@@ -255,7 +255,7 @@ def reconstruction() -> ConfigDict:
 
 
 def cost() -> ConfigDict:
-    """What sampling costs with the first of ``sampling.sampler``: time, network calls, memory, parameters."""
+    """Merges of two experts: time, network calls, memory and parameters of the first of ``sampling.sampler``."""
     return ConfigDict(
         {
             # Timed calls after one that compiles; 0 leaves the measurement out.
@@ -272,9 +272,11 @@ def report() -> ConfigDict:
         {
             # Columns of the sample figure: images from the same noise in every row.
             "columns": 12,
-            # The paper's table (1, 2, 4, 5 or 6) whose numbers stand beside the measured ones, 0 for none; its
+            # Merges in the sample figure, spread over the thresholds; 0 shows all. Proposed thresholds are added.
+            "merges": 5,
+            # The paper's tables (of 1, 2, 4, 5 and 6) whose numbers stand beside the measured ones, () for none; their
             # data set; and what differs from the paper's experiment, in words.
-            "published": 0,
+            "published": (),
             "published_data": "cifar10",
             "published_note": "",
             # Draw the method's diagram (the paper's Figure 1) for the measured merge.

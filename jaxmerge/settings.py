@@ -34,7 +34,7 @@ CHOICES = {
     "moe.base": ("checkpoint", "fresh"),
     "moe.experts": ("full", "adapters"),
     "moe.parts": ("gate", "all"),
-    "report.published": (0, 1, 2, 4, 5, 6),
+    "report.published": (1, 2, 4, 5, 6),
     "report.published_data": ("cifar10", "imagenet32_old"),
     "sampling.decoder": ("argmax", "sample"),
 }
@@ -42,7 +42,7 @@ CHOICES = {
 MAY_BE_ZERO = (
     *("seed", "alignment_images", "n_samples_other", "ancestral_samples"),
     "ancestral_samples_other",
-    *("warmup_steps", "sample_every", "fourier", "n_validation", "published", "groups"),
+    *("warmup_steps", "sample_every", "fourier", "n_validation", "report.merges", "groups"),
     *("shift", "collapse_steps"),
     *("likelihood.n_images", "bound.n_images", "n_samples"),
     *("reconstruction.n_images", "cost.repeats"),
@@ -75,6 +75,8 @@ FROM_ZERO = {
     **{"moe.dropout": 1.0, "moe.ema_decay": 1.0, "moe.load": math.inf, "moe.entropy": math.inf},
     **{"moe.align": math.inf, "moe.bias_rate": math.inf},
 }
+# Real numbers of any sign, which may be written without a point.
+REAL = ("merge.etas", "reconstruction.gammas", "moe.reconstruction_gamma", "training.p_mean")
 # Lists that must name at least one thing.
 NOT_EMPTY = (
     *("merge.etas", "sampling.sampler", "expert.channel_mult", "reconstruction.gammas"),
@@ -279,6 +281,9 @@ def check(config: dict[str, Any]) -> None:
         number = isinstance(eta, (int, float)) and not isinstance(eta, bool)
         if eta != "auto" and not (number and 0 <= eta <= 1):
             raise ValueError(f"merge.etas must be 'auto' or numbers from 0 to 1, got {eta!r}.")
+    for gamma in config.get("reconstruction.gammas", ()):
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
+            raise ValueError(f"reconstruction.gammas must be numbers, got {gamma!r}.")
     for key in NOT_EMPTY:
         if config.get(key) == ():
             raise ValueError(f"{key} must name at least one value, got none; leave it away for the default.")
@@ -298,7 +303,7 @@ def check_number(key: str, value: Any) -> None:
         if not math.isfinite(item):
             raise ValueError(f"{key} must be a finite number, got {item}.")
         least = 0 if key in MAY_BE_ZERO or key.rsplit(".", 1)[-1] in MAY_BE_ZERO else 1
-        if isinstance(item, int) and key not in RANGES | FROM_ZERO and key != "merge.etas" and item < least:
+        if isinstance(item, int) and key not in (*RANGES, *FROM_ZERO, *REAL) and item < least:
             raise ValueError(f"{key} must be at least {least}, got {item}.")
         low, high, words = RANGES.get(key, (-math.inf, math.inf, ""))
         if not low < item < high:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from checkpoints_convert import arrival
+from jaxmerge.data.check import UNKNOWN
 from jaxmerge.experts import io
 from jaxmerge.metrics import inception
 from tests import conversion, foreign_files, hostile, public
@@ -156,6 +157,30 @@ def test_the_record_says_what_was_converted_from_what(converted, name, kind, coo
     assert record["parameters"] == sum(a.size for a in jax.tree.leaves(io.parameters(expert)))
     assert {"data_set", "licence", "converter", "notes"} <= set(record)
     assert str(converted[name].parent) not in (converted[name] / "metadata.json").read_text()
+
+
+def test_what_a_file_was_trained_on_is_recorded_where_it_is_said(converted, tmp_path):
+    path = conversion.official(PICKLE, tmp_path)
+    assert metadata(converted[PICKLE])["data_set"] == UNKNOWN
+    assert run(path, tmp_path / "out", "--no-check", "--data-set", " imagenet32_old ") == 0
+    assert metadata(tmp_path / "out")["data_set"] == "imagenet32_old"
+    exported = tmp_path / "again.safetensors"
+    assert run("--export", tmp_path / "out", exported) == 0
+    assert run(exported, tmp_path / "again", "--no-check", "--data-set", "ImageNet 32x32, old version") == 0
+    assert metadata(tmp_path / "again")["data_set"] == "imagenet32_old"
+
+
+def test_a_data_set_that_contradicts_what_is_known_is_refused(tmp_path, capsys):
+    path = conversion.flax_state("idode_vp_tiny", tmp_path)
+    named = (path, tmp_path / "out", "--size", 8, "--name", "idode-cifar10-vp", "--no-check")
+    assert run(*named, "--data-set", "imagenet32_old") == 1
+    error = capsys.readouterr().err
+    assert "trained on CIFAR-10, but --data-set says imagenet32_old; leave --data-set out" in error
+    assert run(*named, "--data-set", " ") == 1
+    assert "--data-set must name a data set" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run(*named, "--data-set", "cifar10") == 0
+    assert metadata(tmp_path / "out")["data_set"] == "CIFAR-10"
 
 
 def test_inspection_prints_everything_and_writes_nothing(tmp_path, capsys, monkeypatch):

@@ -130,20 +130,21 @@ def test_an_expert_of_the_same_set_passes(splits):
         ("CIFAR-10, augmented", "low was trained on CIFAR-10, augmented, the images are photos's; evaluate"),
         ({"name": "digits"}, "low was trained on digits"),
         (None, "low must say what it was trained on"),
+        ("not known", "low must say .* names no data set .* --data-set NAME if you know it, or allow"),
+        ({"name": "Not known"}, "low must say what it was trained on"),
         ({"split": "train"}, "low must say what it was trained on"),
     ],
 )
 def test_an_expert_of_another_set_is_refused_unless_overridden(splits, trained_on, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}.*--config.data.allow_other=True"):
         check_match(trained_on, splits["test"], expert="low")
     check_match(trained_on, splits["test"], expert="low", override=True)
 
 
 def test_the_same_split_with_other_pixels_is_refused(splits):
     record = splits["test"].record | {"sha256": "0" * 64}
-    with pytest.raises(
-        ValueError, match=r"whose test split has the SHA-256 0000000000000000..., this one has faf24916"
-    ):
+    message = r"whose test split has the SHA-256 0000000000000000..., this one has faf24916.*allow_other=True"
+    with pytest.raises(ValueError, match=message):
         check_match(record, splits["test"])
 
 

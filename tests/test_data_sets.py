@@ -1,14 +1,18 @@
 """Sets that are prepared from archives: miniature ones, in the publishers' formats."""
 
 import dataclasses
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxmerge import data
 from jaxmerge.data import builders, pickled, stored
@@ -20,6 +24,23 @@ from tests import archives
 
 PER_BATCH = 6
 CIFAR = archives.miniature(builders.find("cifar10").published, {"train": 5 * PER_BATCH, "test": PER_BATCH}, 6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed_tensorflow(tmp_path_factory):
+    """An empty package of that name, so that an import of it succeeds and is seen on any machine."""
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "tensorflow.py").touch()
+    sys.path.insert(0, str(packages))
+    yield
+    sys.path.remove(str(packages))
+
+
+@pytest.fixture(autouse=True)
+def without_tensorflow():
+    """Neither preparing nor reading may import TensorFlow."""
+    yield
+    assert sys.modules.pop("tensorflow", None) is None
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +68,6 @@ def test_cifar10_comes_back_pixel_by_pixel_in_its_order(cifar, split):
     np.testing.assert_array_equal(dataset.images, images)
     np.testing.assert_array_equal(dataset.labels, labels)
     assert (dataset.shape, dataset.levels, dataset.images.dtype) == ((32, 32, 3), 256, np.uint8)
-    assert "tensorflow" not in sys.modules
 
 
 def test_python_and_binary_archives_are_the_same_set(cifar, tmp_path):
@@ -347,6 +367,55 @@ def test_a_damaged_png_is_named(tmp_path):
         stored.prepare("imagenet32_old", tmp_path, published=OLD)
 
 
+def test_a_truncated_old_imagenet32_is_refused(tmp_path):
+    old_archives(tmp_path)
+    path = tmp_path / "train_32x32.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        seventh = archive.getmembers()[6]
+    path.write_bytes(whole[: seventh.offset_data + 100])  # within an image
+    with pytest.raises(ValueError, match=r"train_32x32.tar must be a whole archive, but .*; fetch it again"):
+        stored.prepare("imagenet32_old", tmp_path, published=OLD)
+    path.write_bytes(whole[: seventh.offset])  # between two, where a tar archive may end
+    with pytest.raises(ValueError, match=r"must have 12 images in its train split, got 6"):
+        stored.prepare("imagenet32_old", tmp_path, published=OLD)
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+ROWS = archives.planes(archives.noise(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npz(data=ROWS, labels=[1, 2])[:-40], "must hold data and labels, but .*; fetch the archive again"),
+        (npz(data=ROWS), "must hold data and labels, but "),
+        (npz(data=ROWS, labels=[0, 2]), "with labels 1 to 1000, got 2 labels"),
+        (npz(data=ROWS, labels=[1, 1001]), "with labels 1 to 1000, got 2 labels"),
+        (npz(data=ROWS, labels=[1]), r"rows of 3072 bytes .* got 1 labels and \(2, 3072\) uint8"),
+        (npz(data=ROWS[:, :-3], labels=[1, 2]), r"rows of 3072 bytes .* got 2 labels and \(2, 3069\) uint8"),
+    ],
+    ids=["cut off", "no labels", "label 0", "label 1001", "few labels", "short rows"],
+)
+def test_a_damaged_batch_of_new_imagenet32_is_named(tmp_path, content, message):
+    new_archives(tmp_path, npz=True)
+    path = tmp_path / "Imagenet32_train_npz.zip"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    archives.write_zip(path, members | {"train_data_batch_3.npz": content})
+    with pytest.raises(ValueError, match=f"train_data_batch_3.npz of .*{path.name} .*{message}"):
+        stored.prepare("imagenet32_new", tmp_path, published=NEW)
+    del members["train_data_batch_3.npz"]
+    archives.write_zip(path, members)
+    with pytest.raises(ValueError, match=r"must hold train_data_batch_3 or train_data_batch_3.npz, got"):
+        stored.prepare("imagenet32_new", tmp_path, published=NEW)
+
+
 def test_published_counts_are_the_known_ones():
     counts = {name: dict(builders.find(name).published.counts) for name in builders.NAMES}
     assert counts["cifar10"] == {"train": 50_000, "test": 10_000}
@@ -416,9 +485,44 @@ def test_celeba_hq_is_split_as_celeba_with_hair_and_light(tmp_path, zipped):
     assert abs(int(splits["train"].images[1].mean()) - 120) <= 1
 
 
+def test_celeba_hq_at_1024_has_the_files_pixels_and_256_their_means(tmp_path):
+    write_celeba(tmp_path)
+    large = archives.miniature(celeba_hq.PUBLISHED_1024, dict(CELEBA.counts))
+    stored.prepare("celeba_hq_1024", tmp_path, published=large)
+    stored.prepare("celeba_hq_256", tmp_path, published=CELEBA)
+    dataset = stored.open_split("celeba_hq_1024", "train", tmp_path, published=large)
+    assert dataset.shape == (1024, 1024, 3) and len(dataset) == 3
+    for image, place in zip(dataset.images, (0, 1, 4), strict=True):
+        with Image.open(tmp_path / "CelebA-HQ-img" / f"{place}.jpg") as original:
+            np.testing.assert_array_equal(image, np.asarray(original))
+    small = stored.open_split("celeba_hq_256", "train", tmp_path, published=CELEBA)
+    means = dataset.images.reshape(3, 256, 4, 256, 4, 3).mean((2, 4))
+    np.testing.assert_array_equal(small.images, np.floor(means + 0.5))
+    assert small.labels.tolist() == dataset.labels.tolist()
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def shorten(path: Path) -> None:
+    """Leaves a text file's last line out."""
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+
+
+def move_to_test(folder: Path) -> None:
+    """Calls the CelebA original 000005.jpg, a training image, 200000.jpg, which is a test image."""
+    for file in (folder / "CelebA-HQ-to-CelebA-mapping.txt", folder / "list_attr_celeba.txt"):
+        file.write_text(file.read_text().replace("000005.jpg", "200000.jpg"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (lambda f: shorten(f / "CelebA-HQ-to-CelebA-mapping.txt"), "mapping.txt must list 5 images, got 4"),
+        (move_to_test, "must have 3 images in its train split, got 2"),
+        (lambda f: cut_off(f / "CelebA-HQ-img" / "1.jpg"), "image 1 of .* must be an image, but .*truncated"),
+        (lambda f: shorten(f / "list_attr_celeba.txt"), "must have a line for 000005.jpg, but has none"),
         (lambda f: (f / "CelebA-HQ-img" / "2.jpg").unlink(), "CelebA-HQ-img must hold image 2"),
         (
             lambda f: (f / "CelebA-HQ-img" / "1.jpg").write_bytes(
@@ -432,7 +536,10 @@ def test_celeba_hq_is_split_as_celeba_with_hair_and_light(tmp_path, zipped):
         ),
         (lambda f: (f / "list_attr_celeba.txt").write_text("5\nYoung\n"), "must have the columns Black_Hair"),
     ],
-    ids=["missing image", "small image", "mapping", "attributes"],
+    ids=[
+        *("few images", "other split", "truncated image", "few attributes"),
+        *("missing image", "small image", "mapping", "attributes"),
+    ],
 )
 def test_a_spoilt_celeba_hq_is_refused(tmp_path, spoil, message):
     write_celeba(tmp_path)

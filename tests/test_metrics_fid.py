@@ -137,7 +137,7 @@ def test_few_images_are_refused_unless_asked_for(fake, reference):
     for measure in (lambda: fid.fid(fake, reference), lambda: inception_score.inception_score(fake)):
         with pytest.raises(ValueError, match=r"at least 2048 images, got 200; .* allow_few=True"):
             measure()
-    enough = dataclasses.replace(fake, logits=np.zeros((2048, 1008), np.float32))
+    enough = dataclasses.replace(fake, statistics=dataclasses.replace(fake.statistics, count=2048))
     assert "too large" not in fid.fid(enough, reference).definition
 
 
@@ -154,6 +154,31 @@ def test_activations_take_shards_of_any_size(fake):
         extractors.activations(EXTRACTOR, images[:0])
     with pytest.raises(ValueError, match="block must be one of"):
         extractors.activations(EXTRACTOR, images, block="pool2")
+
+
+@pytest.mark.parametrize("sizes", [(200,), (1, 0, 149, 50), (7,) * 28 + (4,)], ids=len)
+def test_features_of_some_images_are_kept_and_the_statistics_are_of_all(fake, sizes):
+    images, edges = pictures(1, 200) // 2, np.cumsum([0, *sizes])
+    shards = [images[a:b] for a, b in itertools.pairwise(edges)]
+    places = references.evenly_spread(200, 30)
+    found = extractors.activations(EXTRACTOR, iter(shards), keep_features=places, keep_logits=False)
+    np.testing.assert_array_equal(found.features, fake.features[places])
+    np.testing.assert_allclose(found.statistics.mean, fake.statistics.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.statistics.covariance, fake.statistics.covariance, atol=1e-9)
+    assert found.logits is None and found.count == 200
+    with pytest.raises(ValueError, match="needs logits, but they were not kept"):
+        inception_score.inception_score(found, allow_few=True)
+    with pytest.raises(ValueError, match="features of image 250 of samples were asked for, but it has 200"):
+        extractors.activations(EXTRACTOR, images, keep_features=np.array([3, 250]))
+
+
+@pytest.mark.parametrize(("count", "most"), [(200, 30), (31, 30), (30, 30), (7, 30), (1, 1)])
+def test_places_are_spread_evenly(count, most):
+    places = references.evenly_spread(count, most)
+    assert len(places) == min(count, most) and places[0] == 0 and places[-1] < count
+    steps = np.diff(places)
+    assert not len(steps) or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
+    assert references.evenly_spread(1_281_167, references.KEPT).shape == (50_000,)
 
 
 def write_statistics(path, **changes):
@@ -241,6 +266,18 @@ def test_a_kept_reference_is_read_again_without_the_images(tmp_path, real, refer
         assert found.statistics.covariance.dtype == np.float64 and found.statistics.count == 300
     record = json.loads((tmp_path / "ref" / "metadata.json").read_text())["fid_reference"]
     assert record["weights"] == EXTRACTOR.weights and record["identity"] == "c0ffee" * 8
+
+
+def test_a_large_reference_keeps_few_features_and_all_statistics(tmp_path, monkeypatch, real, fake):
+    monkeypatch.setattr(references, "KEPT", 20)
+    arguments = dict(name="made-up train", identity="c0ffee" * 8, keep_features=True, count=300)
+    for _ in range(2):
+        found = references.cached(tmp_path / "ref", EXTRACTOR, lambda: [pictures(0, 300)], **arguments)
+        np.testing.assert_array_equal(found.statistics.covariance, real.statistics.covariance)
+        np.testing.assert_array_equal(found.features, real.features[::15])
+        assert found.statistics.count == 300
+    said = kid.kid(fake, found, method="complete").definition
+    assert "to 20 images of made-up train (identity c0ffeec0ffee), spread evenly over its 300; kernel" in said
 
 
 def test_a_kept_reference_of_something_else_is_refused(tmp_path):

@@ -268,7 +268,7 @@ def test_page_shows_seeds_reconstructions_and_costs(results):
     results["costs"] = {"entries": [cost], "definition": "wall seconds"}
     text = page.page(results, {})
     for shown in (
-        "inception score, heun",
+        "Inception score, heun",
         "9.78 to 10.05",
         "31.25 ± 0.11",
         "0.9510 ± 0.0020",
@@ -319,3 +319,11 @@ def test_the_sample_figure_shows_as_many_merges_as_asked(merges, rows):
     setup = SimpleNamespace(test=load("digits", "test"))
     found = summary.pictures(setup, measured, columns=2, merges=merges)
     assert found["samples"].shape == (rows, 2, 8, 8, 1) and len(found["sample_labels"]) == rows
+
+
+def test_samples_are_drawn_where_there_are_fewer_real_images(results):
+    samples = np.zeros((2, 5, 8, 8, 1), np.uint8)
+    pictures = {"samples": samples, "sample_labels": np.array(["EDM", "VDM"])}
+    alone = page.figures(results, pictures)["samples"]
+    real = page.figures(results, pictures | {"data": np.zeros((3, 8, 8, 1), np.uint8)})["samples"]
+    assert real.get_figheight() > alone.get_figheight()

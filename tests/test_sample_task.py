@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmerge import app, sampling, shards
+from jaxmerge.tasks import sample
 
 CONFIG = str(Path(__file__).resolve().parent.parent / "configs" / "digits_samples.py")
 SMALL = (
@@ -52,6 +53,22 @@ def test_samples_need_no_judge_and_no_data():
     )
     row = json.loads(Path("w/results.json").read_text())["rows"][0]
     assert row["model"] == "VDM" and "frechet" not in row and row["n_samples"] == 50
+
+
+@pytest.mark.parametrize(("model", "named"), [("low", "the VDM"), ("high", "the EDM"), ("merged", "the VDM")])
+def test_samples_are_not_judged_by_images_of_another_set(model, named, capsys):
+    judged = ("--config.data.name=photos", f"--config.shards.model={model}")
+    assert command(*judged, "--config.metric.classifier=photos_classifier") == 1
+    error = capsys.readouterr().err
+    assert f"{named} was trained on digits, the images are photos's" in error
+    assert "--config.data.allow_other=True" in error and not Path("w/samples").exists()
+
+
+def test_images_of_another_set_can_be_allowed(monkeypatch):
+    # No classifier takes the digits and the photos alike.
+    monkeypatch.setattr(sample, "score", lambda judge, drawn: {"frechet": 1.0})
+    allowed = ("--config.data.name=photos", "--config.data.allow_other=True", "--config.shards.model=low")
+    assert command(*allowed, "--config.metric.classifier=photos_classifier") == 0
 
 
 def test_a_threshold_that_the_experts_do_not_allow_is_refused(capsys):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -111,12 +110,12 @@ def test_exports_hold_the_images_that_other_tools_expect(tmp_path):
 
 
 PROGRAM = """
-import sys, numpy as np, jax, time
+import sys, jax
 from jaxmerge import shards
 from jaxmerge.experts.io import shipped
 from jaxmerge.sampling import Settings, generate
 expert, key = shipped("digits_vdm"), jax.random.key(3)
-layout = shards.Layout(2000, 100, (8, 8, 1))
+layout = shards.Layout(5000, 50, (8, 8, 1))
 def make(first, count):
     return generate(expert, count, key=key, settings=Settings(steps=3), first=first, batch_size=50)
 print("ready", flush=True)
@@ -125,31 +124,60 @@ print("done", flush=True)
 """
 
 
+SHARDS = 100
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The files with samples, in their order."""
+    return sorted(folder.glob("shard-*.npy"))
+
+
+def start(folder: Path) -> subprocess.Popen:
+    """The program in a process of its own, at the point where it begins to write."""
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def end(process: subprocess.Popen) -> None:
+    """Waits for a program that nobody kills."""
+    assert process.communicate()[0] == "done\n"
+    assert process.returncode == 0
+
+
+def kill(process: subprocess.Popen, folder: Path, *, count: int, delay: float) -> None:
+    """Kills the program `delay` seconds after at least `count` shards are there, or when it is done."""
+    while process.poll() is None and len(shards_in(folder)) < count:
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+
+
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
-    """2 000 samples, killed ten times and started again, against an undisturbed run in this process."""
-    rng, kills = np.random.default_rng(0), 0
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed")]
-    while kills < 10:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
-        )
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.0, 4.0))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL:
-            kills += 1
-    end = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert end.stdout == "ready\ndone\n", end.stderr
-    killed = shards.read(tmp_path / "killed")
-    killed.verify()
-    calm = tmp_path / "calm"
-    end = subprocess.run(
-        [*command[:-1], str(calm)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
-    assert end.returncode == 0, end.stderr
-    for name in sorted(p.name for p in calm.iterdir()):
-        assert (calm / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    """5 000 samples, killed ten times and started again, against an undisturbed run.
+
+    Each kill waits for a random number of new shards, so that it falls between the first and the last one on any
+    machine, and for a random part of the time that a shard takes, so that it falls anywhere within one.
+    """
+    rng, calm, killed, within = np.random.default_rng(0), tmp_path / "calm", tmp_path / "killed", 0
+    end(start(calm))
+    written = [path.stat().st_mtime for path in shards_in(calm)]
+    assert len(written) == SHARDS
+    per_shard = (written[-1] - written[0]) / (SHARDS - 1)
+    for left in range(10, 0, -1):
+        present = len(shards_in(killed))
+        count = present + int(rng.integers(1, max(2, 2 * (SHARDS - present) // (left + 2))))
+        kill(start(killed), killed, count=count, delay=rng.uniform(0, per_shard))
+        within += 0 < len(shards_in(killed)) < SHARDS
+    assert within >= 7
+    end(start(killed))
+    shards.read(killed).verify()
+    assert [p.name for p in shards_in(killed)] == [p.name for p in shards_in(calm)]
+    for path in calm.iterdir():
+        assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
 
 
 def test_another_batch_size_changes_hardly_a_pixel():

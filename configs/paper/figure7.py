@@ -1,7 +1,9 @@
 """Figure 7: free samples of the merge at eta = 0.3.
 
-    python main.py --config configs/paper/figure7.py            CIFAR-10, one accelerator, minutes
-    python main.py --config configs/paper/figure7.py:digits     embedded digits, two CPU cores, a minute
+    python main.py --config configs/paper/figure7.py               CIFAR-10, one accelerator, minutes
+    python main.py --config configs/paper/figure7.py:imagenet32    old ImageNet32, one accelerator, minutes
+    python main.py --config configs/paper/figure7.py:photos        embedded photographs, two CPU cores, not timed
+    python main.py --config configs/paper/figure7.py:digits        embedded digits, a minute on two CPU cores
 
 The figure samples.png of the run, by the probability-flow ODE. The paper shows pictures, no numbers.
 """
@@ -13,7 +15,7 @@ def get_config(variant: str = ""):
     """Samples of the merge at eta = 0.3.
 
     Raises:
-        ValueError: another variant than "", "imagenet32" and "digits".
+        ValueError: another variant than "", "imagenet32", "photos" and "digits".
     """
     config = common.samples_only(variant, "figure7", "merged")
     return config

@@ -5,6 +5,8 @@ from typing import Any
 
 from jaxmerge.data.dataset import Dataset
 
+# What a converted checkpoint's record says where nobody said what it was trained on: no name.
+UNKNOWN = "not known"
 # How publishers and converted checkpoints call the sets, in lower case.
 ALIASES = {
     "cifar-10": "cifar10",
@@ -32,8 +34,8 @@ def check_match(
     """Compares what an expert was trained on with what it is evaluated on.
 
     Args:
-        trained_on: from the expert's metadata: the set's name, or a record with "name" and, where known,
-            "split", "images" and "sha256" (see `Dataset.record`).
+        trained_on: from the expert's metadata: the set's name (`UNKNOWN` is none), or a record with "name" and,
+            where known, "split", "images" and "sha256" (see `Dataset.record`).
         evaluated: the images that likelihoods or distances are measured on.
         expert: what the error calls the expert.
         override: accept a mismatch.
@@ -45,11 +47,12 @@ def check_match(
     if override:
         return
     record = {"name": trained_on} if isinstance(trained_on, str) else dict(trained_on or {})
-    advice = "evaluate it on its own data set, or allow another one explicitly"
-    if not record.get("name"):
+    allow = "allow another one with --config.data.allow_other=True"
+    advice = f"evaluate it on its own data set, or {allow}"
+    if canonical(record.get("name") or UNKNOWN) == UNKNOWN:
         raise ValueError(
-            f"{expert} must say what it was trained on, but its metadata names no data set; {advice} "
-            f"(the images are {evaluated.name}'s)."
+            f"{expert} must say what it was trained on, but its metadata names no data set (the images are "
+            f"{evaluated.name}'s); convert it with --data-set NAME if you know it, or {allow}."
         )
     if canonical(record["name"]) != canonical(evaluated.name):
         raise ValueError(

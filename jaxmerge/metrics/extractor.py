@@ -1,7 +1,8 @@
 """Inception's features of many images, in one pass that serves FID, KID and the Inception score.
 
 The pass goes batch by batch, sharded over all local devices; mean and covariance are accumulated in float64 on
-the host, so that 50 000 images need no more memory than their logits (and their features, where they are kept).
+the host, so that images need no more memory than their logits and features, where those are kept; a reference
+keeps no logits, and the features of some images only.
 
 What an extractor says of itself goes into every result: the hash of its weights, how it resizes, and whether its
 weights are those of every published FID (`PUBLISHED_SHA256`). With other weights a number is named otherwise.
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jaxmerge import checkpoint
 from jaxmerge.metrics import frechet, inception
@@ -74,15 +75,15 @@ class Activations:
 
     Attributes:
         statistics: of the features, over all images.
-        logits: without bias [N, 1008], in the images' order.
-        features: [N, F] float32, or None where they were not kept (KID needs them).
+        logits: without bias [N, 1008], in the images' order; None where they were not kept.
+        features: [n, F] float32 of all images or of those asked for; None where none were kept (KID needs them).
         block: name of the features' layer.
         weights, published, resize: the extractor's.
     """
 
     statistics: frechet.Statistics
-    logits: Float[np.ndarray, "N K"]
-    features: Float[np.ndarray, "N F"] | None
+    logits: Float[np.ndarray, "N K"] | None
+    features: Float[np.ndarray, "n F"] | None
     block: str
     weights: str
     published: bool
@@ -91,7 +92,44 @@ class Activations:
     @property
     def count(self) -> int:
         """Number of images."""
-        return len(self.logits)
+        return self.statistics.count
+
+
+def _batches(images, chunk: int) -> Iterable[UInt8[np.ndarray, "B H W 3"]]:
+    """The batches that are not empty; one array is cut into parts of `chunk` images."""
+    if isinstance(images, np.ndarray):
+        return (images[i : i + chunk] for i in range(0, len(images), chunk))
+    return (batch for batch in images if len(batch))
+
+
+class Kept:
+    """Features that are kept while batches pass by: of no image, of every image, or of those at given places."""
+
+    def __init__(self, wanted: bool | Int[np.ndarray, " n"]):
+        self._places = None if isinstance(wanted, bool) else np.asarray(wanted)
+        self._everything, self._seen, self._parts = wanted is True, 0, []
+
+    def add(self, features: Float[np.ndarray, "B F"]) -> None:
+        """Takes the next images' features."""
+        first, self._seen = self._seen, self._seen + len(features)
+        if self._places is not None:
+            start, end = np.searchsorted(self._places, (first, self._seen))
+            features = features[self._places[start:end] - first]
+        if self._everything or self._places is not None:
+            self._parts.append(np.array(features, np.float32))
+
+    def features(self, name: str) -> Float[np.ndarray, "n F"] | None:
+        """What was kept, once all images were added; `name` says of what.
+
+        Raises:
+            ValueError: fewer images than the places say.
+        """
+        if self._places is not None and len(self._places) and self._places[-1] >= self._seen:
+            raise ValueError(
+                f"features of image {self._places[-1]} of {name} were asked for, but it has {self._seen}; name "
+                "places that there are."
+            )
+        return np.concatenate(self._parts) if self._parts else None
 
 
 def activations(
@@ -100,7 +138,8 @@ def activations(
     *,
     name: str = "samples",
     block: str = "pool",
-    keep_features: bool = False,
+    keep_features: bool | Int[np.ndarray, " n"] = False,
+    keep_logits: bool = True,
     chunk: int = 2048,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Activations:
@@ -111,38 +150,34 @@ def activations(
         images: uint8 RGB grey levels 0 to 255, one array or batches of any sizes (shards from disk).
         name: what the images are, for messages.
         block: "pool" (2048 features, FID's), "block_768", "block_192" or "block_64".
-        keep_features: keep the features of every image, 8 kB each at 2048.
+        keep_features: keep the features of every image, 8 kB each at 2048; or the places of those images whose
+            features are kept, ascending.
+        keep_logits: keep the logits of every image, for the Inception score.
         chunk: images per accumulated batch where one array is given.
         advance: called with the number of images done.
 
     Raises:
-        ValueError: fewer than 2 images, an unknown block, images of another form, or features that are not
-            finite.
+        ValueError: fewer than 2 images, an unknown block, images of another form, features that are not
+            finite, or fewer images than the places say.
     """
     if block not in BLOCKS:
         raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}; FID takes 'pool'.")
-    batches = images
-    if isinstance(images, np.ndarray):
-        batches = (images[i : i + chunk] for i in range(0, len(images), chunk))
-    total, logits, kept = None, [], []
-    for batch in batches:
-        if not len(batch):
-            continue
+    total, logits, kept = None, [], Kept(keep_features)
+    for batch in _batches(images, chunk):
         out = extractor.features(batch)
         features = np.asarray(getattr(out, block))
         found = frechet.moments(features, name=name)
         total = found if total is None else frechet.combine(total, found)
-        logits.append(np.asarray(out.logits, np.float32))
-        if keep_features:
-            kept.append(features.astype(np.float32))
+        if keep_logits:
+            logits.append(np.asarray(out.logits, np.float32))
+        kept.add(features)
         advance(len(batch))
     if total is None:
         raise ValueError(f"{name} has no images; pass uint8 RGB images [N, H, W, 3].")
-    features = np.concatenate(kept) if keep_features else None
     return Activations(
         total.statistics(name),
-        np.concatenate(logits),
-        features,
+        np.concatenate(logits) if keep_logits else None,
+        kept.features(name),
         block,
         extractor.weights,
         extractor.published,

@@ -71,6 +71,11 @@ def split_scores(logits: np.ndarray, splits: int = SPLITS) -> np.ndarray:
     return np.asarray([score_of_logits(logits[a:b]) for a, b in itertools.pairwise(edges)])
 
 
+def name_of(published: bool) -> str:
+    """The name that the score may have, by whether the weights are the published ones."""
+    return "Inception score" if published else "score of Inception with other weights"
+
+
 def inception_score(
     samples: Activations, *, splits: int = SPLITS, seeds: Sequence[int] = (), allow_few: bool = False
 ) -> InceptionScore:
@@ -83,19 +88,20 @@ def inception_score(
         allow_few: take fewer than 2048 samples.
 
     Raises:
-        ValueError: too few samples, or fewer than splits.
+        ValueError: too few samples, fewer than splits, or logits that were not kept.
     """
+    if samples.logits is None:
+        raise ValueError("the Inception score needs logits, but they were not kept; pass keep_logits=True.")
     if samples.count < FEWEST and not allow_few:
         raise ValueError(
             f"the Inception score needs at least {FEWEST} images, got {samples.count}; generate more, or pass "
             "allow_few=True."
         )
     scores = split_scores(samples.logits, splits)
-    name = "Inception score" if samples.published else "score of Inception with other weights"
     return InceptionScore(
         float(scores.mean()),
         float(scores.std()),
-        name,
+        name_of(samples.published),
         samples.count,
         splits,
         samples.weights,

@@ -47,8 +47,8 @@ class KID(NamedTuple):
         se: standard error; NaN for "subsets" and for a single block.
         std: spread over blocks or subsets; NaN for "complete".
         name: "KID", or "kernel distance, ..." where it is not.
-        count, reference_count: number of samples and of real images.
-        reference: the real images.
+        count, reference_count: number of samples and of real images with features.
+        reference: the real images, with their number.
         method: the images' pairs, with block size and seed.
         weights: hash of the network's weights.
         resize: how images were resized.
@@ -71,8 +71,8 @@ class KID(NamedTuple):
     def definition(self) -> str:
         """Everything that two numbers must share to be compared."""
         return (
-            f"{self.name} of {self.count} samples to {self.reference_count} images of {self.reference}; kernel "
-            f"(a.b / F + 1)^3, unbiased, {self.method}; weights {self.weights[:12]}, {self.resize}; float64"
+            f"{self.name} of {self.count} samples to {self.reference}; kernel (a.b / F + 1)^3, unbiased, "
+            f"{self.method}; weights {self.weights[:12]}, {self.resize}; float64"
         )
 
 
@@ -183,6 +183,11 @@ def estimate(
     return Estimate(float(values.mean()), se, std)
 
 
+def kernel_name(distance: str) -> str:
+    """The kernel distance's name, from that of the Fréchet distance of the same features."""
+    return "KID" if distance == "FID" else distance.replace("Fréchet distance", "kernel distance")
+
+
 def kid(
     samples: Activations,
     reference: Reference,
@@ -219,13 +224,12 @@ def kid(
         "blocks": f"disjoint blocks of {size} (seed {seed}), standard error over blocks",
         "subsets": f"{subsets} overlapping subsets of {size} (seed {seed}), no standard error",
     }[method]
-    name = name_of(samples)
     return KID(
         *found,
-        "KID" if name == "FID" else name.replace("Fréchet distance", "kernel distance"),
+        kernel_name(name_of(samples)),
         samples.count,
         len(reference.features),
-        reference.name,
+        reference.images_with_features,
         how,
         samples.weights,
         samples.resize,

@@ -14,11 +14,14 @@ import zipfile
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jaxmerge import checkpoint
 from jaxmerge.metrics.extractor import BLOCKS, Activations, Extractor, activations
 from jaxmerge.metrics.frechet import Statistics
+
+# Features of at most so many images are kept for KID, 8 kB each; mean and covariance are of all images.
+KEPT = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Reference:
         block: the features' layer.
         weights: hash of the network's weights; None for a file of others.
         resize: how the images were resized; None for a file of others.
-        features: [N, F], where KID is wanted.
+        features: [n, F] of all images or of some, where KID is wanted.
     """
 
     statistics: Statistics
@@ -39,7 +42,20 @@ class Reference:
     block: str = "pool"
     weights: str | None = None
     resize: str | None = None
-    features: Float[np.ndarray, "N F"] | None = None
+    features: Float[np.ndarray, "n F"] | None = None
+
+    @property
+    def images_with_features(self) -> str:
+        """How many images have features, and of which set."""
+        kept, count = len(self.features), self.statistics.count
+        spread = "" if count in (None, kept) else f", spread evenly over its {count}"
+        return f"{kept} images of {self.name}{spread}"
+
+
+def evenly_spread(count: int, most: int) -> Int[np.ndarray, " n"]:
+    """Places of at most `most` of `count` images, at equal distances, ascending."""
+    number = min(count, most)
+    return np.arange(number) * count // max(number, 1)
 
 
 def read_npz(path: str | os.PathLike, *, name: str = "") -> Reference:
@@ -106,6 +122,7 @@ def cached(
     identity: str,
     block: str = "pool",
     keep_features: bool = False,
+    count: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Reference:
     """The reference kept at `path`; measured and kept there first where there is none.
@@ -117,7 +134,8 @@ def cached(
         name: of the data set and its split ("CIFAR-10 train").
         identity: checksum of exactly these images.
         block: see `activations`.
-        keep_features: keep every image's features too, for KID.
+        keep_features: keep images' features too, for KID.
+        count: the number of images, where it is known; then features of at most `KEPT` are kept, evenly spread.
         advance: called with the number of images done.
 
     Raises:
@@ -134,12 +152,19 @@ def cached(
     if checkpoint.exists(path):
         return _kept(path, wanted)
     real = activations(
-        extractor, images(), name=name, block=block, keep_features=keep_features, advance=advance
+        extractor,
+        images(),
+        name=name,
+        block=block,
+        keep_features=evenly_spread(count, KEPT) if keep_features and count else keep_features,
+        keep_logits=False,
+        advance=advance,
     )
     tree = {"mean": real.statistics.mean, "covariance": real.statistics.covariance}
+    record = wanted | {"images": real.count, "size": len(real.statistics.mean)}
     if keep_features:
         tree["features"] = real.features
-    record = wanted | {"images": real.count, "size": len(real.statistics.mean)}
+        record["images with features"] = len(real.features)
     checkpoint.save(path, tree, {"fid_reference": record})
     return of_activations(real, name=name, identity=identity)
 
@@ -159,7 +184,7 @@ def _kept(path, wanted: dict) -> Reference:
     count, size = record["images"], record["size"]
     shapes = {"mean": ((size,), np.float64), "covariance": ((size, size), np.float64)}
     if record["features kept"]:
-        shapes["features"] = ((count, size), np.float32)
+        shapes["features"] = ((record.get("images with features", count), size), np.float32)
     tree = checkpoint.load(path, {key: np.empty(shape, dtype) for key, (shape, dtype) in shapes.items()})
     whole = f"{record['name']} (identity {record['identity'][:12]})"
     statistics = Statistics(tree["mean"], tree["covariance"], count, whole)

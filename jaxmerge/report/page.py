@@ -117,6 +117,9 @@ def figures(results: dict[str, Any], pictures: dict[str, np.ndarray]) -> dict[st
         images, labels = np.asarray(pictures["samples"]), [str(text) for text in pictures["sample_labels"]]
         if "data" in pictures:
             real = np.asarray(pictures["data"])[None, : images.shape[1]]
+            missing = images.shape[1] - real.shape[1]  # white, where there are fewer real images than samples
+            white = [(0, 0), (0, missing)] + [(0, 0)] * 3
+            real = np.pad(real, white, constant_values=results["levels"] - 1)
             images, labels = np.concatenate([real, images]), ["real images", *labels]
         drawn["samples"] = plots.sample_grid(images, labels, results["levels"])
     if results.get("curves"):

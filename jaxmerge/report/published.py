@@ -8,6 +8,7 @@ a difference is only as meaningful as the weights, the images and the sampler ar
 import functools
 import importlib.resources
 import json
+import re
 from typing import Any
 
 from jaxmerge import noise
@@ -16,12 +17,28 @@ from jaxmerge import noise
 TABLES = {
     1: ("table1_nll_ode_bpd", {"bpd": "nll", "nfe_likelihood": "nfe"}, "exact likelihood by the ODE"),
     2: ("table2_fid50k", {}, "FID of 50 000 samples"),
-    5: ("table5_vlb_bpd", {"vlb": "mean"}, "variational bound, 10 runs of batch 512"),
+    5: (
+        "table5_vlb_bpd",
+        {"vlb": "mean", "vlb_std_of_groups": "std"},
+        "variational bound, 10 runs of batch 512, and their standard deviation",
+    ),
 }
 # Columns of table 6 per data set: likelihood, FID, network calls.
 COMPARISON = {"cifar10": slice(1, 4), "imagenet32_old": slice(4, 7)}
+# Rows of table 6 that a run may have too, by their names there: (model, threshold, sampler).
+OWN = {
+    "EDM with Heun (Karras et al., 2022)": ("EDM", None, "heun"),
+    "Paper: VDM, gamma in [-13.3, 5]": ("VDM", None, "ode"),
+    "Paper: EDM, gamma in [-12.43, 8.764]": ("EDM", None, "ode"),
+    "Paper: merged, eta = 0.4, CIFAR-10": ("merged", 0.4, "ode"),
+    "Paper: merged, eta = 0.3, CIFAR-10": ("merged", 0.3, "ode"),
+    "Paper: merged, eta = 0.5, ImageNet32": ("merged", 0.5, "ode"),
+}
 SAMPLERS = {"ancestral": {"fid": "ancestral256"}, "ode": {"fid": "ode", "nfe_sampling": "ode_nfe"}}
 DATA = ("cifar10", "imagenet32_old")
+# What is compared; the last two, of samples, belong to a sampler.
+OF_SAMPLES = ("fid", "nfe_sampling")
+QUANTITIES = ("bpd", "vlb", "vlb_std_of_groups", "nfe_likelihood", *OF_SAMPLES)
 # Thresholds are printed with one decimal.
 SAME_ETA = 0.005
 
@@ -65,8 +82,6 @@ def rows(number: int, data: str) -> list[dict[str, Any]]:
         for i, (model, eta) in enumerate(columns()):
             row = {"model": model, "eta": eta} | ({"sampler": sampler} if sampler else {})
             found.append(row | {ours: values[column][i] for ours, column in theirs.items()})
-            if number == 5:
-                found[-1]["vlb_std"] = values["std"][i]
     return found
 
 
@@ -81,20 +96,59 @@ def noise_range() -> list[dict[str, Any]]:
 
 
 def comparison(measured: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
-    """Table 6: other methods as printed there, then this run's models, which the paper does not have."""
-    found = []
+    """Table 6: its models beside this run's, other people's as printed there; then what the paper does not have.
+
+    The paper's own rows and EDM with Heun's method meet the measured row of the same model, threshold and sampler.
+    """
+    alone, found = _measurements(measured), []
     for name, *values in (row[:1] + row[COMPARISON[data]] for row in tables()["table6_comparison"]):
-        for quantity, value in zip(("bpd", "fid", "nfe_sampling"), values, strict=True):
-            if value is not None:
-                found.append(_entry({"model": name, "eta": None}, quantity, value, None, None))
-    for row in measured:
-        for quantity in ("bpd", "vlb", "fid", "nfe_sampling"):
-            if row.get(quantity) is not None:
-                se = row.get(f"{quantity}_se")
-                found.append(
-                    _entry(row | {"model": f"here: {row['model']}"}, quantity, None, row[quantity], se)
-                )
+        model, eta, sampler = OWN.get(name, (name, None, None))
+        for quantity, value in printed_values(*values, as_numbers=name in OWN).items():
+            row = {"model": model, "eta": eta, "sampler": sampler if quantity in OF_SAMPLES else None}
+            match = _matching(measured, row, eta)
+            found.append(_beside(row, quantity, value, match))
+            if match is not None:
+                alone.pop(_key(match, quantity), None)
+    for (model, eta, sampler, quantity), row in alone.items():
+        here = {"model": f"here: {model}", "eta": eta, "sampler": sampler}
+        found.append(_beside(here, quantity, None, row))
     return found
+
+
+def printed_values(likelihood, fid, nfe, *, as_numbers: bool) -> dict[str, float | str]:
+    """The values of one row of table 6 that are there, by our names.
+
+    Args:
+        likelihood: bits per dimension with a remark, such as "2.64 / 2.66 VLB", or None.
+        fid: a number, one with a remark, or None.
+        nfe: network calls, or None.
+        as_numbers: without remarks, a bound apart from a likelihood; otherwise values stay as printed.
+    """
+    found = {"bpd": likelihood, "fid": fid, "nfe_sampling": nfe}
+    if as_numbers:
+        parts = likelihood.split("/") if likelihood else []
+        likelihoods = {"vlb" if "VLB" in part else "bpd": _number(part) for part in parts}
+        found = likelihoods | {"fid": _number(fid), "nfe_sampling": nfe}
+    return {quantity: value for quantity, value in found.items() if value is not None}
+
+
+def _number(printed: float | str | None) -> float | None:
+    return float(re.search(r"[\d.]+", printed)[0]) if isinstance(printed, str) else printed
+
+
+def _measurements(measured) -> dict[tuple, dict[str, Any]]:
+    """The measured row of every model, threshold, sampler and quantity that table 6 has a column for."""
+    rows = [row for row in measured if _usual(row)]
+    quantities = ("bpd", "vlb", *OF_SAMPLES)
+    return {_key(row, name): row for row in rows for name in quantities if row.get(name) is not None}
+
+
+def _key(row, quantity: str) -> tuple:
+    return row["model"], row.get("eta"), row.get("sampler") if quantity in OF_SAMPLES else None, quantity
+
+
+def _usual(row) -> bool:
+    return row.get("dequantization") in (None, "truncated_normal")
 
 
 def _entry(row, quantity: str, published, measured, se) -> dict[str, Any]:
@@ -121,8 +175,8 @@ def beside(measured: list[dict[str, Any]], number: int, data: str) -> list[dict[
 
     Returns:
         Entries {"model", "eta", "sampler", "quantity", "published", "measured", "se", "difference"}; the last
-        three are None where the run has no such row. The lowest and the highest measured threshold stand for
-        the paper's eta_min and eta_max.
+        three are None where the run has no such row, or no such quantity. The lowest and the highest measured
+        threshold stand for the paper's eta_min and eta_max.
     """
     if number == 4:
         return noise_range()
@@ -134,26 +188,28 @@ def beside(measured: list[dict[str, Any]], number: int, data: str) -> list[dict[
     for row in rows(number, data):
         eta = ends.get(row["eta"]) if isinstance(row["eta"], str) else row["eta"]
         match = _matching(measured, row, eta)
-        for quantity in ("bpd", "vlb", "fid", "nfe_likelihood", "nfe_sampling"):
-            if quantity not in row:
-                continue
-            value, se = (None, None) if match is None else (match.get(quantity), match.get(f"{quantity}_se"))
-            found.append(_entry(row, quantity, row[quantity], value, se))
+        found += [_beside(row, quantity, row[quantity], match) for quantity in QUANTITIES if quantity in row]
     return found
 
 
+def _beside(row, quantity: str, value, match) -> dict[str, Any]:
+    match = match or {}
+    return _entry(row, quantity, value, match.get(quantity), match.get(f"{quantity}_se"))
+
+
 def _matching(measured, row, eta) -> dict[str, Any] | None:
+    """The measured row of the same model and sampler at the nearest threshold that is the same as printed."""
     if row["model"] == "merged" and eta is None:
         return None
-    for candidate in measured:
-        if candidate["model"] != row["model"] or candidate.get("dequantization") not in (
-            None,
-            "truncated_normal",
-        ):
-            continue
-        if row.get("sampler") not in (None, candidate.get("sampler")):
-            continue
-        theirs = candidate.get("eta")
-        if eta is None or (theirs is not None and abs(theirs - eta) <= SAME_ETA):
-            return candidate
-    return None
+    sampler = row.get("sampler")
+    same = [
+        candidate
+        for candidate in measured
+        if candidate["model"] == row["model"]
+        and _usual(candidate)
+        and sampler in (None, candidate.get("sampler"))
+    ]
+    if eta is not None:
+        near = [candidate for candidate in same if abs(candidate["eta"] - eta) <= SAME_ETA]
+        same = sorted(near, key=lambda candidate: abs(candidate["eta"] - eta))
+    return same[0] if same else None

@@ -49,10 +49,12 @@ def paired(results: dict[str, Any]) -> str:
 
 def seeds(results: dict[str, Any]) -> str:
     """Mean, spread and minimum of the scores over seeds."""
+    judged = quality.names(results)
+    names = quality.score_names(results) | {judged.column: judged.long}
     cells = [
         [
             tables.label(entry),
-            f"{entry['quantity'].replace('_', ' ')}, {entry['sampler']}",
+            f"{names.get(entry['quantity'], entry['quantity'].replace('_', ' '))}, {entry['sampler']}",
             *(tables.plain_cell(entry[key]) for key in ("mean", "std", "minimum")),
             f"{tables.plain_cell(entry['low'])} to {tables.plain_cell(entry['high'])}",
             str(entry["n_seeds"]),

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmerge.report.quality import names as quality_names
+from jaxmerge.report.quality import score_names
 
 # What every column of the table means; a task may say it more exactly in results["definitions"].
 DEFINITIONS = {
@@ -96,6 +97,13 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["model", "bpd", "bound"]
     quality = quality_names(results)
     header += [f"{quality.short}, {name}" for name in names]
+    scores = [
+        (column, name, words)
+        for column, words in score_names(results).items()
+        for name in names
+        if any(row.get("sampler") == name and row.get(column) is not None for row in rows)
+    ]
+    header += [f"{words}, {name}" for _, name, words in scores]
     header += ["NFE likelihood", *(f"NFE {name}" for name in names), "images", "samples"]
     cells = []
     for entry in models(rows):
@@ -104,11 +112,18 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         line = [label(entry) + star, with_error(entry.get("bpd"), entry.get("bpd_se"))]
         line.append(with_error(entry.get("vlb"), entry.get("vlb_se")))
         line += [with_error(row.get(quality.column), row.get(f"{quality.column}_se")) for row in drawn]
+        line += [score_cell(entry["samplers"].get(name, {}), column) for column, name, _ in scores]
         line += [whole(entry.get("nfe_likelihood")), *(whole(row.get("nfe_sampling")) for row in drawn)]
         counts = dict.fromkeys(whole(row["n_samples"]) for row in drawn if row.get("n_samples"))
         line += [whole(entry.get("n_images")), ", ".join(counts) or "–"]
         cells.append(line)
     return header, cells
+
+
+def score_cell(row: dict[str, Any], column: str) -> str:
+    """A score with its error; without one to four digits, as a kernel distance is small."""
+    text = with_error(row.get(column), row.get(f"{column}_se"))
+    return text if "±" in text or text == "–" else plain_cell(row[column])
 
 
 def method_columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -133,7 +148,7 @@ def published_columns(paper: dict[str, Any]) -> tuple[list[str], list[list[str]]
         eta, difference = entry["eta"], entry["difference"]
         cells.append(
             [
-                entry["model"] if eta is None else f"{entry['model']}, η = {eta}",
+                entry["model"] if eta is None else f"{entry['model']}, η = {plain_cell(eta)}",
                 " ".join(filter(None, (entry["quantity"], entry["sampler"]))),
                 plain_cell(entry["published"]),
                 with_error(entry["measured"], entry["se"]),
@@ -186,15 +201,16 @@ def print_table(title: str, header: list[str], cells: list[list[str]], console: 
 
 
 def print_summary(results: dict[str, Any], console: Console) -> None:
-    """The main table, published numbers if the run has any, and the finding on the terminal."""
+    """The main table, the paper's if the run has any, what differs from the paper, and the finding on the terminal."""
     header, cells = columns(results)
     if cells:
         print_table(results.get("title") or results.get("name"), header, cells, console)
         if any(line[0].endswith("★") for line in cells):
             console.print("★ proposed from training and validation images", highlight=False)
-    paper = results.get("published")
-    if paper:
+    for paper in results.get("published", []):
         title = f"Beside table {paper['table']} of {paper['source']}, {paper['data']}"
         print_table(title, *published_columns(paper), console)
-        console.print(paper["note"], highlight=False, markup=False, soft_wrap=True)
+    note = results.get("config", {}).get("report", {}).get("published_note")
+    if note:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(results.get("finding", ""), highlight=False, markup=False, soft_wrap=True)

@@ -1,8 +1,8 @@
 """How a run judges samples: a classifier's features, or Inception's; each under its own name.
 
-A judge turns images into named scores. The first of its scores is the distance that the trade-off is
-drawn with; its column is "frechet" where a classifier's features are compared and "fid" only where FID is
-what it is.
+A judge turns images into named scores and says of each what it is. The first of its scores is the distance that
+the trade-off is drawn with; its column is "frechet" where a classifier's features are compared and "fid" only where
+FID is what it is.
 """
 
 import abc
@@ -15,11 +15,14 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from jaxmerge.data import Dataset
-from jaxmerge.metrics import classifier, extractor, fid, frechet, inception_score, kid, references
-from jaxmerge.report.quality import FRECHET, Names
+from jaxmerge.metrics import classifier, extractor, fid, frechet, inception_score, kid, references, seeds
+from jaxmerge.metrics.weights import weights_hash
+from jaxmerge.report.quality import FRECHET, SCORES, Names
 
 # Images of a data set that pass through a network at once.
 CHUNK = 1000
+# Images per block of KID, where there are as many.
+BLOCK = 1000
 
 
 class Judge(abc.ABC):
@@ -34,6 +37,26 @@ class Judge(abc.ABC):
     @abc.abstractmethod
     def definition(self) -> str:
         """What the distance is, in a sentence."""
+
+    @property
+    @abc.abstractmethod
+    def definitions(self) -> dict[str, str]:
+        """What every score is, by its column: method, weights, resizing, reference."""
+
+    @property
+    @abc.abstractmethod
+    def notes(self) -> list[str]:
+        """What readers must know besides, such as scores that are left out."""
+
+    @property
+    @abc.abstractmethod
+    def score_names(self) -> dict[str, str]:
+        """Short names of the scores besides the distance, by their columns."""
+
+    @property
+    @abc.abstractmethod
+    def fewest_seeds(self) -> int:
+        """How many seeds the scores need at least."""
 
     @abc.abstractmethod
     def check(self, count: int) -> None:
@@ -79,6 +102,30 @@ class ClassifierJudge(Judge):
             f"{len(self.train)} training images; lower is better. ± is the standard error over seeds, where there "
             "are several."
         )
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        weights = f"weights {weights_hash(classifier.parameters(self.network))[:12]}, images not resized"
+        reference = f"{self.train.name} {self.train.split} (identity {self.train.identity[:12]})"
+        return {
+            "frechet": f"{self.definition} {weights[0].upper()}{weights[1:]}; reference: {reference}.",
+            "classifier_score": "exp of the mean Kullback-Leibler divergence of a sample's class probabilities from "
+            f"those of all samples of a seed, by the same classifier; {weights}; no reference; higher is better.",
+            "frechet_at_test_count": "The same Fréchet distance, mean over disjoint random subsets of as many samples "
+            f"as there are test images; {weights}; reference: {reference}.",
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        return []
+
+    @property
+    def score_names(self) -> dict[str, str]:
+        return {"classifier_score": SCORES["classifier_score"]}
+
+    @property
+    def fewest_seeds(self) -> int:
+        return 1
 
     def check(self, count: int) -> None:
         if count < 2:
@@ -131,7 +178,51 @@ class InceptionJudge(Judge):
             "there are several."
         )
 
+    @property
+    def definitions(self) -> dict[str, str]:
+        network = f"weights {self.net.weights[:12]}, {self.net.resize}; float64"
+        said = {
+            self.names.column: f"{self.definition} Float64, unbiased covariances.",
+            "inception_score": f"{self.score_names['inception_score']}: exp of the mean Kullback-Leibler divergence "
+            "of a sample's class probabilities from those of its split, logits without bias, mean over "
+            f"{inception_score.SPLITS} splits of a seed's samples; {network}; no reference; higher is better.",
+        }
+        if self.reference.features is None:
+            return said
+        size = min(BLOCK, len(self.reference.features))
+        said["kid"] = (
+            f"{self.score_names['kid']}: squared maximum mean discrepancy of the 2048 pool features, kernel "
+            f"(a.b / 2048 + 1)^3, unbiased, mean over disjoint blocks of {size} images (of all samples where they are "
+            f"fewer), to {self.reference.images_with_features}; {network}; not multiplied by 1000; lower is better."
+        )
+        said["kid_block_error"] = "Standard error of one seed's kid over its blocks, where there are several."
+        return said
+
+    @property
+    def notes(self) -> list[str]:
+        if self.reference.features is not None:
+            return []
+        return [
+            f"{self.score_names['kid']} is left out: it needs the features of every reference image, and "
+            f"{self.reference.name} has their mean and covariance only."
+        ]
+
+    @property
+    def score_names(self) -> dict[str, str]:
+        name = kid.kernel_name(self.names.long)
+        score = inception_score.name_of(self.net.published)
+        return {"inception_score": score, "kid": name}
+
+    @property
+    def fewest_seeds(self) -> int:
+        return 1 if self.allow_few else seeds.FEWEST
+
     def check(self, count: int) -> None:
+        if count < inception_score.SPLITS:
+            raise ValueError(
+                f"{self.score_names['inception_score']} needs at least {inception_score.SPLITS} samples per seed, one "
+                f"for each of its splits, got {count}; ask for more."
+            )
         if count < fid.FEWEST and not self.allow_few:
             raise ValueError(
                 f"{self.names.long} needs at least {fid.FEWEST} samples per seed, got {count}; ask for more or say "
@@ -144,13 +235,16 @@ class InceptionJudge(Judge):
         found = {self.names.column: fid.fid(seen, self.reference, allow_few=True).value}
         found["inception_score"] = inception_score.inception_score(seen, allow_few=True).value
         if keep:
-            size = min(1000, seen.count, len(self.reference.features))
-            found["kid"] = kid.kid(seen, self.reference, size=size).value
+            size = min(BLOCK, seen.count, len(self.reference.features))
+            kernel = kid.kid(seen, self.reference, size=size)
+            found["kid"] = kernel.value
+            if np.isfinite(kernel.se):
+                found["kid_block_error"] = kernel.se
         return found
 
     def floor(self, test, sample_count):
         batches = (as_rgb(part.images) for part in test.batches(CHUNK))
-        seen = extractor.activations(self.net, batches, name="test images")
+        seen = extractor.activations(self.net, batches, name="test images", keep_logits=False)
         found = fid.fid(seen, self.reference, allow_few=True).value
         return {"distance": found, "n_images": len(test)}
 
@@ -169,15 +263,29 @@ def judge(config: ConfigDict, train: Dataset, progress) -> Judge | None:
         progress: a run's.
 
     Raises:
-        ValueError: a missing or foreign network or reference.
+        ValueError: a missing or foreign network or reference, or images that the network does not take.
     """
     asked = config.metric
     if asked.kind == "none":
         return None
     if asked.kind == "classifier":
         return ClassifierJudge(load_classifier(asked.classifier), train)
+    check_images(train)
     net = extractor.load(asked.inception)
     return InceptionJudge(net, _reference(asked, net, train, progress), allow_few=asked.allow_few)
+
+
+def check_images(data: Dataset) -> None:
+    """Refuses images that Inception would take for others.
+
+    Raises:
+        ValueError: other than 256 grey levels, or neither grey nor RGB.
+    """
+    if data.levels != 256 or data.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"metric.kind 'inception' needs grey or RGB images with 256 grey levels, {data.name} has {data.levels} in "
+            f"{data.shape[-1]} channel(s); take --config.metric.kind=classifier."
+        )
 
 
 def load_classifier(name: str) -> classifier.Classifier:
@@ -199,34 +307,41 @@ def _reference(asked, net, train: Dataset, progress) -> references.Reference:
             name=f"{train.name} {train.split}",
             identity=train.identity,
             keep_features=True,
+            count=len(train),
             advance=advance,
         )
 
 
 def check_counts(judged: Judge | None, asked: ConfigDict) -> None:
-    """Refuses numbers of samples before anything is computed.
+    """Refuses numbers of samples and of seeds before anything is computed.
 
     Args:
         judged: the run's judge.
         asked: the config's section `sampling`.
 
     Raises:
-        ValueError: too few samples for a score.
+        ValueError: too few samples or seeds for a score.
     """
     if judged is None:
         return
     for sampler in asked.sampler:
-        ancestral = sampler == "ancestral"
-        counts = (
-            (asked.ancestral_samples, asked.ancestral_samples_other)
-            if ancestral
-            else (asked.n_samples, asked.n_samples_other)
-        )
-        for count in counts:
-            if count:
-                judged.check(count)
+        own, seeds_own = ("n_samples", "seeds")
+        if sampler == "ancestral":
+            own, seeds_own = ("ancestral_samples", "ancestral_seeds")
+        for counted, repeated in ((own, seeds_own), (f"{own}_other", "seeds_other")):
+            if not asked[counted]:
+                continue
+            judged.check(asked[counted])
+            if asked[repeated] < judged.fewest_seeds:
+                raise ValueError(
+                    f"{judged.names.long} needs at least {judged.fewest_seeds} seeds, got sampling.{repeated}="
+                    f"{asked[repeated]} with sampling.{counted}={asked[counted]}; ask for more or say "
+                    "--config.metric.allow_few=True."
+                )
 
 
 def describe(judged: Judge | None) -> dict[str, Any]:
     """What the report needs to know of the judge."""
-    return {} if judged is None else {"quality": judged.names._asdict()}
+    if judged is None:
+        return {}
+    return {"quality": judged.names._asdict(), "score_names": judged.score_names}

@@ -4,6 +4,7 @@ A run that was stopped continues after its last whole shard, and its images are 
 """
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +16,9 @@ from jaxmerge.files import plain
 from jaxmerge.merge import Switch
 from jaxmerge.metrics.weights import weights_hash
 from jaxmerge.run import Run
-from jaxmerge.tasks import quality
+from jaxmerge.tasks import experts, quality
 from jaxmerge.tasks.samples import sampler_settings
-from jaxmerge.tasks.setup import load_pair, open_split
+from jaxmerge.tasks.setup import check_experts, load_pair, open_split
 
 NAMES = {"low": "VDM", "high": "EDM", "merged": "merged"}
 ROWS, COLUMNS = 5, 12
@@ -30,7 +31,9 @@ def run(config: ConfigDict, run: Run) -> None:
     expert = {"low": low, "high": high, "merged": Switch(low, high, asked.eta)}[asked.model]
     judge = None
     if config.metric.kind != "none":
-        judge = quality.judge(config, open_split(config, config.data.train_split), run.progress)
+        train = open_split(config, config.data.train_split)
+        check_experts(config, records_of(config), train)
+        judge = quality.judge(config, train, run.progress)
         judge.check(asked.count)
     settings = sampler_settings(config, sampler)
     if asked.model == "high" and sampler == "heun":
@@ -42,6 +45,12 @@ def run(config: ConfigDict, run: Run) -> None:
         shards.export_png(drawn, run.path("png"), expert.pixel_scale.levels)
     scores = {} if judge is None else run.stage("scores", functools.partial(score, judge, drawn))
     finish(config, run, expert, drawn, judge, scores)
+
+
+def records_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Where the experts of the model that is drawn from come from, by their names in the results."""
+    parts = ("low", "high") if config.shards.model == "merged" else (config.shards.model,)
+    return {NAMES[part]: experts.record_of(config.experts[part]) for part in parts}
 
 
 def draw(config: ConfigDict, run: Run, expert: Expert, settings: sampling.Settings) -> shards.Shards:
@@ -76,6 +85,7 @@ def score(judge: quality.Judge, drawn: shards.Shards) -> dict[str, float]:
 def finish(config: ConfigDict, run: Run, expert: Expert, drawn: shards.Shards, judge, scores) -> None:
     """Results, report and a picture of the first samples."""
     asked = config.shards
+    said = {} if judge is None else judge.definitions
     row = {
         "model": NAMES[asked.model],
         "eta": asked.eta if asked.model == "merged" else None,
@@ -88,7 +98,8 @@ def finish(config: ConfigDict, run: Run, expert: Expert, drawn: shards.Shards, j
         "title": config.title or f"{drawn.layout.count} samples of the {NAMES[asked.model]} model",
         "levels": expert.pixel_scale.levels,
         "rows": [row | scores],
-        "definitions": {} if judge is None else {judge.names.column: judge.definition},
+        "definitions": {column: text for column, text in said.items() if column in scores},
+        "notes": [*([] if judge is None else judge.notes), *filter(None, [config.report.published_note])],
         "finding": f"{drawn.layout.count} samples are in {len(drawn)} files in {run.path('samples')}.",
         **quality.describe(judge),
     }

@@ -64,13 +64,7 @@ def prepare(config: ConfigDict, progress) -> Setup:
     if config.data.n_validation:
         data["validation"] = data["validation"].take(config.data.n_validation)
     records = {"VDM": experts.record_of(config.experts.low), "EDM": experts.record_of(config.experts.high)}
-    for name, record in records.items():
-        check_match(
-            record.get("data", record.get("data_set")),
-            data["train"],
-            expert=f"the {name}",
-            override=config.data.allow_other,
-        )
+    check_experts(config, records, data["train"])
     judge = quality.judge(config, data["train"], progress)
     quality.check_counts(judge, config.sampling)
     key = jax.random.key(config.seed)
@@ -79,6 +73,22 @@ def prepare(config: ConfigDict, progress) -> Setup:
     return Setup(
         low, high, **data, keys=keys, candidates=candidates, fixed_etas=fixed, judge=judge, records=records
     )
+
+
+def check_experts(config: ConfigDict, records: dict[str, dict[str, Any]], data: Dataset) -> None:
+    """Compares what experts were trained on with the config's images, unless it allows other ones.
+
+    Args:
+        config: the whole config.
+        records: what is known of each expert's origin, by the expert's name (`experts.record_of`).
+        data: the images that the experts are judged by.
+
+    Raises:
+        ValueError: an expert of another data set, or of an unknown one.
+    """
+    for name, record in records.items():
+        trained_on = record.get("data", record.get("data_set"))
+        check_match(trained_on, data, expert=f"the {name}", override=config.data.allow_other)
 
 
 def etas_of(config: ConfigDict, low: Expert, high: Expert) -> tuple[list[float], list[float]]:

@@ -17,8 +17,6 @@ from jaxmerge.report import published
 from jaxmerge.tasks import costs, reconstructions, wording
 from jaxmerge.tasks.quality import describe
 
-SHOWN_MERGES = 5
-
 
 def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(results, pictures) for `Run.finish`; see ``report/page.py`` for their keys."""
@@ -34,7 +32,8 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
         "terms": terms(measured),
         "alignment": alignment(measured),
         "definitions": wording.definitions(config, setup, measured),
-        "notes": wording.notes(setup, measured),
+        "notes": [*wording.notes(setup, measured), *filter(None, [config.report.published_note])],
+        "published": beside_paper(config, table),
         "seeds": seeds(measured),
         **describe(setup.judge),
         **proposed(setup, measured),
@@ -44,18 +43,24 @@ def summarise(config, setup, measured: dict[str, Any]) -> tuple[dict[str, Any], 
         results["grid"] = measured["grid"]
         results["sweep_cost"] = {k: measured["likelihood"][k] for k in ("calls", "calls_apart")}
     results |= besides(config, measured)
-    if config.report.published:
-        asked = config.report
-        # Numbers of another data set stand beside no measurement.
-        comparable = table if config.data.name == asked.published_data else []
-        entries = published.beside(comparable, asked.published, asked.published_data)
-        paper = {"table": asked.published, "data": asked.published_data, "note": asked.published_note}
-        results["published"] = paper | {"source": published.tables()["source"], "entries": entries}
     if config.report.diagram:
         ends = {"gamma_low": setup.high.gamma_range[0], "gamma_high": setup.low.gamma_range[1]}
         eta = setup.gamma(measured["chosen_eta"])
         results["diagram"] = {"gamma_range": results["gamma_range"], "gamma_eta": eta, **ends}
-    return results, pictures(setup, measured, config.report.columns)
+    return results, pictures(setup, measured, config.report.columns, config.report.merges)
+
+
+def beside_paper(config, table) -> list[dict[str, Any]]:
+    """The paper's tables that the config names, beside the measured rows."""
+    asked = config.report
+    # Numbers of another data set stand beside no measurement.
+    comparable = table if config.data.name == asked.published_data else []
+    data, source = asked.published_data, published.tables()["source"]
+    common = {"data": data, "note": asked.published_note, "source": source}
+    return [
+        {"table": number, **common, "entries": published.beside(comparable, number, data)}
+        for number in asked.published
+    ]
 
 
 def besides(config, measured) -> dict[str, Any]:
@@ -200,14 +205,18 @@ def seeds(measured) -> list[dict[str, Any]]:
     samplers = dict.fromkeys(name.split("_")[1] for name in measured.get("samples", {}) if name != "floor")
     for sampler in samplers:
         for model, eta, key in models(measured):
-            scores = list(sample_scores(measured, sampler, eta, key).values())
+            stages = sample_scores(measured, sampler, eta, key)
+            numbers, scores = [int(name.split("_")[2]) for name in stages], list(stages.values())
             if len(scores) < 2:
                 continue
             row = {"model": model, "eta": eta, "sampler": sampler}
-            for name in [name for name in scores[0] if name not in ("nfe", "count")]:
-                over = over_seeds([score[name] for score in scores], allow_few=True)
+            # An error within a seed is no score.
+            for name in [name for name in scores[0] if name not in ("nfe", "count", "kid_block_error")]:
+                over = over_seeds([score[name] for score in scores], seeds=numbers, allow_few=True)
                 kept = {k: getattr(over, k) for k in ("mean", "std", "minimum", "maximum", "low", "high")}
-                found.append(row | {"quantity": name, "n_seeds": len(scores)} | kept)
+                found.append(
+                    row | {"quantity": name, "n_seeds": len(scores), "seed_numbers": list(over.seeds)} | kept
+                )
     return found
 
 
@@ -337,14 +346,15 @@ def floor(config, setup, measured) -> dict[str, Any]:
     }
 
 
-def pictures(setup, measured, columns: int) -> dict[str, np.ndarray]:
-    """Samples from the same noise: both experts, and merges spread over the thresholds."""
+def pictures(setup, measured, columns: int, merges: int) -> dict[str, np.ndarray]:
+    """Samples from the same noise: both experts, and merges spread over the thresholds, or all where `merges` is 0."""
     drawn = [s for name, s in measured.get("samples", {}).items() if name.startswith("samples_")]
     if not drawn:
         return {}
     count = len(measured["etas"])
     stage = next((s for s in drawn if len(s["etas"]) == count and "EDM" in s["pictures"]), drawn[0])
-    spread = np.unique(np.linspace(0, len(stage["etas"]) - 1, SHOWN_MERGES).round().astype(int))
+    drawn_etas = len(stage["etas"])
+    spread = np.unique(np.linspace(0, drawn_etas - 1, merges or drawn_etas).round().astype(int))
     proposal = measured.get("proposal") or {}
     near = [
         int(np.argmin(np.abs(stage["etas"] - proposal[k]))) for k in ("best", "cautious") if k in proposal

@@ -18,7 +18,7 @@ def definitions(config, setup, measured) -> dict[str, str]:
             "is implied for trained networks."
         )
     if setup.judge is not None:
-        said[setup.judge.names.column] = setup.judge.definition
+        said |= score_definitions(config, setup.judge, measured)
     said["sampler"] = (
         f"ode: probability-flow ODE on a fixed grid of {config.sampling.ode_steps_per_gamma:g} steps per unit of "
         f"gamma. heun: Heun's method on EDM's noise grid of {config.sampling.heun_steps} nodes, with the switch as "
@@ -26,6 +26,42 @@ def definitions(config, setup, measured) -> dict[str, str]:
         f"{config.sampling.ancestral_steps} uniform steps in gamma. Decoder: {config.sampling.decoder}."
     )
     return said
+
+
+def score_definitions(config, judge, measured) -> dict[str, str]:
+    """What the scores of samples are: those that were measured, with the samples' numbers and seeds."""
+    stages = [stage for name, stage in measured.get("samples", {}).items() if name != "floor"]
+    there = {column for stage in stages for scores in stage["scores"].values() for column in scores}
+    drawn = sample_counts(config, measured)
+    return {
+        column: f"{text} {drawn}".strip()
+        for column, text in judge.definitions.items()
+        if column in {judge.names.column, *there}
+    }
+
+
+def sample_counts(config, measured) -> str:
+    """How many samples of every sampler there are per seed, and which seeds; empty without samples."""
+    groups: dict[tuple[str, int], dict[int, bool]] = {}
+    for name, stage in measured.get("samples", {}).items():
+        if name == "floor":
+            continue
+        _, sampler, seed, *_ = name.split("_")
+        swept = len(stage["etas"]) == len(measured["etas"])
+        groups.setdefault((sampler, int(stage["count"])), {})[int(seed)] = swept
+    said = []
+    for (sampler, count), seeds in groups.items():
+        swept = [seed for seed, whole in seeds.items() if whole]
+        text = f"{sampler}, {count} per seed, seeds {listed(seeds)}"
+        if len(swept) < len(seeds):
+            text += f" ({f'seeds {listed(swept)}' if swept else 'none'} for thresholds that are not proposed)"
+        said.append(text)
+    return f"Samples: {'; '.join(said)}, all of the run's seed {config.seed}." if said else ""
+
+
+def listed(seeds) -> str:
+    """Numbers of seeds in words."""
+    return ", ".join(str(seed) for seed in sorted(seeds))
 
 
 def likelihood_definition(config, grid) -> str:
@@ -66,8 +102,8 @@ def reconstruction_definition(config, found) -> str:
 def cost_definition(config, spent: list[dict[str, Any]]) -> str:
     """What the costs are."""
     return (
-        f"Sampling by {config.sampling.sampler[0]}: {spent[0]['latency_definition']}. Memory is what XLA plans for one "
-        "call of all networks of the model on the batch, and the largest of the whole process since it began."
+        f"Sampling by {config.sampling.sampler[0]}: {spent[0]['latency_definition']} (the table has milliseconds). Memory "
+        "is what XLA plans for one call of all networks of the model on the batch."
     )
 
 
@@ -87,7 +123,7 @@ def notes(setup, measured) -> list[str]:
         )
     if "likelihood" in measured:
         said.append(solve_note(measured["likelihood"]))
-    return said
+    return said if setup.judge is None else said + setup.judge.notes
 
 
 def proposal_notes(proposal) -> list[str]:
