@@ -15,6 +15,8 @@ Published with the authors' own VDM (arXiv 2511.19434, tables 1, 2, 5 and 6): VD
 
 from configs import cifar10_merge, default
 
+NOTE = "Both experts differ from the paper's: i-DODE's public network below, and an EDM of one's own above."
+
 
 def get_config(variant: str = ""):
     """The paper's protocol.
@@ -30,4 +32,5 @@ def get_config(variant: str = ""):
     config.experts.low_source = "idode-imagenet32-vp"
     config.experts.high = "checkpoints/edm_imagenet32"
     cifar10_merge.paper_protocol(config)
+    config.report.published_note = NOTE
     return config

@@ -20,6 +20,7 @@ from jaxmerge.data.builders import celeba_hq
 from jaxmerge.data.dataset import InMemory
 from jaxmerge.data.feed import feed
 from jaxmerge.data.published import sha256
+from jaxmerge.training.step import ReadAhead, batch_indices
 from tests import archives
 
 PER_BATCH = 6
@@ -135,6 +136,15 @@ def test_fed_batches_follow_from_the_step_alone(cifar):
         np.testing.assert_array_equal(labels, train.labels[places(step)])
     for whole, resumed in zip(fed[3:], again, strict=True):
         np.testing.assert_array_equal(whole[0], resumed[0])
+
+
+def test_training_reads_ahead_what_it_would_read_step_by_step(cifar):
+    train = opened(cifar, "train")
+    places = lambda done: batch_indices(3, done, len(train), 4)  # noqa: E731
+    fed = ReadAhead(train, places, steps=9)
+    # In order, begun again in the middle, beyond the last step.
+    for done in (0, 1, 2, 5, 6, 2, 8, 9, 20):
+        np.testing.assert_array_equal(fed(done), train.images[places(done)])
 
 
 def test_a_prepared_set_is_read_after_being_pickled(cifar):

@@ -12,7 +12,7 @@ from jaxmerge import probability_flow as flow
 from jaxmerge import settings
 from jaxmerge.metrics import reconstruction
 from jaxmerge.run import Run
-from jaxmerge.tasks import costs, likelihoods, reconstructions, samples, summary
+from jaxmerge.tasks import costs, likelihoods, reconstructions, samples, summary, wording
 from jaxmerge.tasks.setup import prepare
 
 KINDS = {
@@ -125,7 +125,12 @@ def test_reconstructions_are_refused_before_anything_else_is_computed(digits_set
 
 def test_costs_name_calls_parameters_and_what_the_backend_does_not_tell(digits_setup):
     config, setup = digits_setup
-    rows = {row["model"]: row for row in costs.entries(costs.measure(config, FakeRun(), setup, 0.5), 0.5)}
+    found = costs.measure(config, FakeRun(), setup, 0.5)
+    assert found["host_peak"] > 10**8 or found["host_peak"] == -1
+    spent = costs.entries(found, 0.5)
+    rows = {row["model"]: row for row in spent}
+    told = wording.cost_definition(config, spent, found | {"host_peak": 3 * 2**30, "device_peak": -1})
+    assert "Peak of this whole run until then: 3,072 MiB of the process." in told
     assert list(rows) == ["EDM", "merged", "VDM"] and rows["merged"]["eta"] == 0.5
     for row in rows.values():
         assert 0 < row["latency_low"] <= row["latency"] <= row["latency_high"]

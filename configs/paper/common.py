@@ -11,8 +11,8 @@ from configs import cifar10_merge, default, imagenet32_merge, photos_merge
 # The paper's columns that are thresholds; the two ends come from the experts.
 ETAS = ("auto",)
 NOTES = {
-    "": "The VDM here is google-research's public network, the paper's is its authors' own; the EDM is the same.",
-    "imagenet32": "Both experts differ from the paper's: i-DODE's public network below, and an EDM of one's own above.",
+    "": cifar10_merge.NOTE,
+    "imagenet32": imagenet32_merge.NOTE,
     "photos": "Crops of photographs and the shipped small experts: nothing here can be compared with the paper.",
     "digits": "Handwritten digits and the shipped small experts: nothing here can be compared with the paper.",
 }
@@ -58,7 +58,7 @@ def experiment(variant: str, name: str) -> ConfigDict:
     else:
         config = (imagenet32_merge if variant else cifar10_merge).get_config()
         config.merge.etas = ETAS
-        config.report.published_data = config.data.name
+        config.report.published = ()
     config.title = f"{name.replace('table', 'Table ').replace('figure', 'Figure ')}: {IMAGES[variant]}"
     config.report.published_note = NOTES[variant]
     return config

@@ -23,8 +23,5 @@ def get_config(variant: str = ""):
     config = common.experiment(variant, "table5")
     common.only(config, "bound")
     config.bound.groups = 10
-    if variant not in common.EMBEDDED:
-        config.bound.n_images = 5120
-        config.bound.repeats = 1
     common.beside(config, 5)
     return config

@@ -34,7 +34,11 @@ def of_sampling(
 
 
 def measure(config: ConfigDict, run: Run, setup: Setup, eta: float) -> dict[str, Any]:
-    """{model: costs} of both experts and their merge at `eta`, sampling by the first sampler."""
+    """Costs of both experts and their merge at `eta`, sampling by the first sampler.
+
+    Returns:
+        {"models": {model: costs}, "host_peak", "device_peak"}: the peaks in bytes are the whole run's until then.
+    """
     asked = config.cost
     settings = sampler_settings(config, config.sampling.sampler[0])
     models = {"EDM": setup.high, "merged": Switch(setup.low, setup.high, eta), "VDM": setup.low}
@@ -51,7 +55,8 @@ def measure(config: ConfigDict, run: Run, setup: Setup, eta: float) -> dict[str,
                     repeats=asked.repeats,
                 )
                 advance(1)
-        return found
+        peak = cost.memory()
+        return {"models": found, "host_peak": peak.host_peak or -1, "device_peak": peak.device_peak or -1}
 
     return run.stage("cost", compute)
 
@@ -59,7 +64,7 @@ def measure(config: ConfigDict, run: Run, setup: Setup, eta: float) -> dict[str,
 def entries(found: dict[str, Any], eta: float) -> list[dict[str, Any]]:
     """One row per model; what the backend did not tell is None."""
     rows = []
-    for name, values in found.items():
+    for name, values in found["models"].items():
         told = {key: None if value == -1 else value for key, value in values.items()}
         rows.append({"model": name, "eta": eta if name == "merged" else None} | told)
     return rows

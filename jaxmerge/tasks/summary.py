@@ -76,7 +76,10 @@ def besides(config, measured) -> dict[str, Any]:
         }
     if "cost" in measured:
         spent = costs.entries(measured["cost"], eta)
-        found["costs"] = {"entries": spent, "definition": wording.cost_definition(config, spent)}
+        found["costs"] = {
+            "entries": spent,
+            "definition": wording.cost_definition(config, spent, measured["cost"]),
+        }
     return found
 
 

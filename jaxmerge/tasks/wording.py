@@ -28,10 +28,15 @@ def definitions(config, setup, measured) -> dict[str, str]:
     return said
 
 
+def all_scores(measured) -> list[dict[str, float]]:
+    """The scores of every model and set of samples."""
+    stages = [stage for name, stage in measured.get("samples", {}).items() if name != "floor"]
+    return [scores for stage in stages for scores in stage["scores"].values()]
+
+
 def score_definitions(config, judge, measured) -> dict[str, str]:
     """What the scores of samples are: those that were measured, with the samples' numbers and seeds."""
-    stages = [stage for name, stage in measured.get("samples", {}).items() if name != "floor"]
-    there = {column for stage in stages for scores in stage["scores"].values() for column in scores}
+    there = {column for scores in all_scores(measured) for column in scores}
     drawn = sample_counts(config, measured)
     return {
         column: f"{text} {drawn}".strip()
@@ -99,11 +104,17 @@ def reconstruction_definition(config, found) -> str:
     )
 
 
-def cost_definition(config, spent: list[dict[str, Any]]) -> str:
-    """What the costs are."""
+def cost_definition(config, spent: list[dict[str, Any]], found: dict[str, Any]) -> str:
+    """What the costs are, and the run's peaks of memory."""
+    peaks = [
+        f"{found[key] / 2**20:,.0f} MiB {what}"
+        for key, what in (("host_peak", "of the process"), ("device_peak", "of a device's allocator"))
+        if found[key] != -1
+    ]
     return (
         f"Sampling by {config.sampling.sampler[0]}: {spent[0]['latency_definition']} (the table has milliseconds). Memory "
-        "is what XLA plans for one call of all networks of the model on the batch."
+        "is what XLA plans for one call of all networks of the model on the batch. Peak of this whole run until then: "
+        f"{', '.join(peaks) or 'not told by the system'}."
     )
 
 
@@ -118,9 +129,13 @@ def notes(setup, measured) -> list[str]:
             f"Distances depend on the number of images. {floor['n_images']} test images, whose classes are equally "
             f"frequent, have {floor['distance']:.3f}; with classes as they come, {floor['at_test_count']:.3f} is "
             f"expected of {floor['n_images']} real images and, extrapolated, {floor['at_sample_count']:.3f} of as many "
-            "as there are samples per seed. The column frechet_at_test_count of results.csv has the samples' "
-            f"distance at {floor['n_images']} images."
+            "as there are samples per seed."
         )
+        if any("frechet_at_test_count" in scores for scores in all_scores(measured)):
+            said[-1] += (
+                " The column frechet_at_test_count of results.csv has the samples' distance at "
+                f"{floor['n_images']} images."
+            )
     if "likelihood" in measured:
         said.append(solve_note(measured["likelihood"]))
     return said if setup.judge is None else said + setup.judge.notes

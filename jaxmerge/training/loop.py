@@ -85,7 +85,15 @@ def train(
         ValueError, Interrupted: see `train_by`.
     """
     return train_by(
-        make_step(loss_fn, optimizer, dataset, batch_size=batch_size, ema_decay=ema_decay, seed=seed),
+        make_step(
+            loss_fn,
+            optimizer,
+            dataset,
+            batch_size=batch_size,
+            ema_decay=ema_decay,
+            seed=seed,
+            steps=how["steps"],
+        ),
         initial_state(expert, optimizer),
         dataset,
         seed=seed,

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxmerge import parallel
 from jaxmerge.data import Dataset
+from jaxmerge.data.dataset import InMemory
+from jaxmerge.data.feed import feed
 from jaxmerge.experts.base import Expert
 from jaxmerge.training.objectives import Part
 
@@ -81,14 +83,39 @@ def make_step(
     batch_size: int,
     ema_decay: float,
     seed: int,
+    steps: int = 1,
 ) -> StepFn:
-    """The step of `loop.train`: the images of `batch_indices`, then `make_program`'s program."""
+    """The step of `loop.train`: the images of `batch_indices`, then `make_program`'s program.
+
+    Images on disk are read ahead by threads, up to the last of `steps`; which ones does not depend on it.
+    """
     program = make_program(loss_fn, optimizer, batch_size=batch_size, ema_decay=ema_decay)
 
+    def places(done: int) -> Int[np.ndarray, " B"]:
+        return batch_indices(seed, done, len(dataset), batch_size)
+
+    images = ReadAhead(dataset, places, steps)
+
     def step(state, done, key):
-        return program(state, key, dataset.read(batch_indices(seed, done, len(dataset), batch_size)))
+        return program(state, key, images(done))
 
     return step
+
+
+class ReadAhead:
+    """The images of a step; steps that follow each other find theirs read already, where they are on disk."""
+
+    def __init__(self, dataset: Dataset, places: Callable[[int], Int[np.ndarray, " B"]], steps: int):
+        self.dataset, self.places, self.steps = dataset, places, steps
+        self.following, self.fed = -1, iter(())
+
+    def __call__(self, step: int) -> UInt8[np.ndarray, "B H W C"]:
+        if isinstance(self.dataset.source, InMemory) or step >= self.steps:
+            return self.dataset.read(self.places(step))
+        if step != self.following:
+            self.fed = feed(self.dataset, self.places, start=step, stop=self.steps)
+        self.following = step + 1
+        return next(self.fed)[0]
 
 
 def ema_decay_at(step: Int[Array, ""], decay: Float[Array, ""] | float) -> Float[Array, ""]:
