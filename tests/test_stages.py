@@ -130,7 +130,7 @@ def test_costs_name_calls_parameters_and_what_the_backend_does_not_tell(digits_s
     spent = costs.entries(found, 0.5)
     rows = {row["model"]: row for row in spent}
     told = wording.cost_definition(config, spent, found | {"host_peak": 3 * 2**30, "device_peak": -1})
-    assert "Peak of this whole run until then: 3,072 MiB of the process." in told
+    assert "Peaks of the process until then, since its last start: 3,072 MiB of the process." in told
     assert list(rows) == ["EDM", "merged", "VDM"] and rows["merged"]["eta"] == 0.5
     for row in rows.values():
         assert 0 < row["latency_low"] <= row["latency"] <= row["latency_high"]

@@ -37,7 +37,7 @@ def measure(config: ConfigDict, run: Run, setup: Setup, eta: float) -> dict[str,
     """Costs of both experts and their merge at `eta`, sampling by the first sampler.
 
     Returns:
-        {"models": {model: costs}, "host_peak", "device_peak"}: the peaks in bytes are the whole run's until then.
+        {"models": {model: costs}, "host_peak", "device_peak"}: the peaks in bytes are the process's since its last start.
     """
     asked = config.cost
     settings = sampler_settings(config, config.sampling.sampler[0])

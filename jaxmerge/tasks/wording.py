@@ -113,8 +113,8 @@ def cost_definition(config, spent: list[dict[str, Any]], found: dict[str, Any]) 
     ]
     return (
         f"Sampling by {config.sampling.sampler[0]}: {spent[0]['latency_definition']} (the table has milliseconds). Memory "
-        "is what XLA plans for one call of all networks of the model on the batch. Peak of this whole run until then: "
-        f"{', '.join(peaks) or 'not told by the system'}."
+        "is what XLA plans for one call of all networks of the model on the batch. Peaks of the process until then, "
+        f"since its last start: {', '.join(peaks) or 'not told by the system'}."
     )
 
 
