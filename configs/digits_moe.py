@@ -1,6 +1,6 @@
 """Does a trained gate merge VDM and EDM better than a switch or a table of weights? On the embedded digits.
 
-    python main.py --config configs/digits_moe.py            at most 15 minutes on two CPU cores
+    python main.py --config configs/digits_moe.py            25 minutes on two busy CPU cores
 
 Both experts come with the package and stay as they are; only gates are trained, three seeds of each kind: on
 the noise level alone or on image and noise level, learning from training images or from held-out ones.
@@ -12,7 +12,7 @@ from configs import default
 
 
 def get_config(variant: str = ""):
-    """The comparison at its fifteen-minute size.
+    """The comparison.
 
     Raises:
         ValueError: any variant; there is none.
