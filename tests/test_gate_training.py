@@ -12,6 +12,7 @@ import pytest
 
 from jaxmerge.data import digits
 from jaxmerge.gate.gated import Gated
+from jaxmerge.gate.measure import measure
 from jaxmerge.gate.network import FixedGate
 from jaxmerge.noise import PixelScale
 from jaxmerge.training import gate_objective, gate_recipe, gate_step
@@ -70,6 +71,20 @@ def test_experts_are_judged_over_the_levels_at_which_they_answer():
     # Their own range's bound, rescaled to the whole range; 32 noise draws of 64 pixels each.
     for k in range(2):
         assert float(figures["expert"][k]) == pytest.approx(float(alone[k]) * whole / spans[k], rel=0.15)
+
+
+def test_figures_of_a_validation_tell_noise_levels_apart():
+    # Below -6 the first answers alone, above 3 the second; between them they share evenly.
+    experts = [toys.Recorder(0.4, gamma_range=(-13.0, 3.0)), toys.Recorder(0.9, gamma_range=(-6.0, 9.0))]
+    gated = Gated(experts, FixedGate(jnp.zeros(2)))
+    measured = measure(gated, VALIDATION.images, key=KEY, repeats=3, scale=SCALE)
+    found = gate_recipe.figures_of(measured)
+    for part, share in {"-9_to_-6": 1.0, "-6_to_-3": 0.5, "0_to_3": 0.5, "3_to_9": 0.0}.items():
+        assert found[f"usage_0_gamma_{part}"] == pytest.approx(share, abs=1e-6)
+        assert found[f"usage_1_gamma_{part}"] == pytest.approx(1 - share, abs=1e-6)
+        effective = 2 if share == 0.5 else 1
+        assert found[f"effective_experts_gamma_{part}"] == pytest.approx(effective, rel=1e-5)
+        assert found[f"entropy_gamma_{part}"] == pytest.approx(np.log(effective), abs=1e-5)
 
 
 def test_shares_of_a_choice_differ_from_the_weights():

@@ -194,10 +194,10 @@ def test_validator_repeats_itself_and_orders_experts(train_set):
 
 def test_parts_of_the_noise_range_are_common_levels_and_the_experts_own_ends():
     assert validation.parts_of((-7.5, 1.0)) == {
-        "bpd_gamma_-7.5_to_-6": 1,
-        "bpd_gamma_-6_to_-3": 2,
-        "bpd_gamma_-3_to_0": 3,
-        "bpd_gamma_0_to_1": 4,
+        (-7.5, -6.0): 1,
+        (-6.0, -3.0): 2,
+        (-3.0, 0.0): 3,
+        (0.0, 1.0): 4,
     }
     assert list(validation.parts_of((-13.0, 8.7)).values()) == [0, 1, 2, 3, 4, 5]
 

@@ -34,10 +34,9 @@ def get_config(variant: str = ""):
     if variant == "joint":
         config.title = "Mixtures of digits experts, experts and gates trained together"
         config.moe.parts = "all"
-        config.moe.warm_steps = 200
-        config.moe.steps = 1000
-        config.moe.eval_every = 200
-        config.moe.ema_decay = 0.99
+        config.moe.warm_steps = 40
+        config.moe.steps = 200
+        config.moe.eval_every = 80
         config.moe.experts_learning_rate = 5e-4
     elif variant:
         raise ValueError(

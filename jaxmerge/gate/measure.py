@@ -7,7 +7,7 @@ in draw r follows from (key, r, index[i]), the levels are spread evenly over ran
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -93,15 +93,20 @@ class Measured:
         total = np.sum(self.errors * self.available, axis=(0, 1), dtype=np.float64)
         return self.factor * total / np.maximum(self.available.sum((0, 1)), 1)
 
-    def by_level(self, bins: int = 16) -> dict[str, np.ndarray]:
+    def by_level(self, edges: int | Sequence[float] = 16) -> dict[str, np.ndarray]:
         """Usage, entropy and effective experts per bin of noise levels.
+
+        Args:
+            edges: of the bins, rising, from one end of the mixture's range to the other; or their number, for bins of
+                equal width.
 
         Returns:
             "gamma" [bins] (centres), "count" [bins], "usage" [bins, K], "entropy" [bins] (mean over images and
             steps) and "effective" [bins], exp(entropy); NaN in empty bins.
         """
-        low, high = self.gamma_range
-        number = np.clip(((self.gamma.ravel() - low) / (high - low) * bins).astype(int), 0, bins - 1)
+        ends = np.linspace(*self.gamma_range, edges + 1) if isinstance(edges, int) else np.asarray(edges)
+        bins = len(ends) - 1
+        number = np.searchsorted(ends[1:-1], self.gamma.ravel(), side="right")
         count = np.bincount(number, minlength=bins)
 
         def mean(values):
@@ -111,7 +116,7 @@ class Measured:
         weights = self.weights.reshape(-1, self.weights.shape[-1]).astype(np.float64)
         entropy = mean(regularisers.entropy_of(weights))
         return {
-            "gamma": low + (np.arange(bins) + 0.5) * (high - low) / bins,
+            "gamma": (ends[1:] + ends[:-1]) / 2,
             "count": count,
             "usage": np.stack([mean(w) for w in weights.T], axis=1),
             "entropy": entropy,

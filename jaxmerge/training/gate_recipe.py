@@ -24,6 +24,7 @@ from jaxmerge.training.gate_parts import join, split
 from jaxmerge.training.loop import train_by
 from jaxmerge.training.optimizer import make_optimizer
 from jaxmerge.training.step import initial_state
+from jaxmerge.training.validation import column, parts_of
 
 CLIP = 5.0
 
@@ -44,7 +45,7 @@ class GateResult:
 
 
 def figures_of(measured: Measured, members: Bool[np.ndarray, "N K"] | None = None) -> dict[str, float]:
-    """Scalars of a `Measured`, for tables: bound, entropy, usage, and per slice accuracy and bound."""
+    """Scalars of a `Measured`, for tables: bound, entropy, usage, per slice accuracy and bound, and by noise level."""
     bpd, se = measured.diffusion_bpd()
     flat = {"diffusion_bpd": bpd, "diffusion_bpd_se": se, "entropy": measured.entropy()}
     flat["effective_experts"] = float(np.exp(flat["entropy"]))
@@ -53,7 +54,18 @@ def figures_of(measured: Measured, members: Bool[np.ndarray, "N K"] | None = Non
         several |= {"accuracy": measured.slice_accuracy(members), "slice": measured.bpd_by_slice(members)}
     for name, values in several.items():
         flat |= {f"{name}_{k}": float(v) for k, v in enumerate(values)}
-    return flat
+    return flat | _by_level(measured)
+
+
+def _by_level(measured: Measured) -> dict[str, float]:
+    """Usage of every expert, entropy and effective experts in every part of the noise range."""
+    parts = list(parts_of(measured.gamma_range))
+    found = measured.by_level([parts[0][0], *(high for _, high in parts)])
+    named = {f"usage_{k}": values for k, values in enumerate(found["usage"].T)}
+    named |= {"entropy": found["entropy"], "effective_experts": found["effective"]}
+    return {
+        column(name, part): float(values[i]) for i, part in enumerate(parts) for name, values in named.items()
+    }
 
 
 def gate_validator(

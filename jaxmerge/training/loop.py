@@ -34,6 +34,7 @@ from jaxmerge.training import saved
 from jaxmerge.training.step import LossFn, StepFn, TrainState, initial_state, make_step
 from jaxmerge.training.stop import Interrupted, stop_requests
 from jaxmerge.training.tables import Table, read
+from jaxmerge.training.validation import BY_LEVEL
 
 FLUSH_EVERY = 50
 
@@ -242,7 +243,7 @@ class _Evaluation:
                 best_step=jnp.array(state.step),
             )
         self.table.append([{"step": step, **figures}])
-        line = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
+        line = ", ".join(f"{name} {value:.5g}" for name, value in figures.items() if BY_LEVEL not in name)
         self.log(f"step {step}: training loss {loss:.5g}; validation: {line}")
         if self.on_eval is not None:
             self.on_eval(step, state.ema)

@@ -15,17 +15,24 @@ from jaxmerge.training import objectives
 
 # Noise levels between which the diffusion term is told apart, the same for every expert.
 LEVELS = (-9.0, -6.0, -3.0, 0.0, 3.0)
+# In the name of every column about one part of the noise range.
+BY_LEVEL = "_gamma_"
 
 
-def parts_of(gamma_range: tuple[float, float]) -> dict[str, int]:
-    """Column of every part of the noise range that an expert knows, and the part's number."""
+def parts_of(gamma_range: tuple[float, float]) -> dict[tuple[float, float], int]:
+    """Ends of every part of the noise range that an expert knows, and the part's number."""
     ends = (-np.inf, *LEVELS, np.inf)
     found = {}
     for number, (low, high) in enumerate(itertools.pairwise(ends)):
         low, high = max(low, gamma_range[0]), min(high, gamma_range[1])
         if low < high:
-            found[f"bpd_gamma_{low:.4g}_to_{high:.4g}"] = number
+            found[low, high] = number
     return found
+
+
+def column(name: str, part: tuple[float, float]) -> str:
+    """Column of a figure in one part of the noise range."""
+    return f"{name}{BY_LEVEL}{part[0]:.4g}_to_{part[1]:.4g}"
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "scale"))
@@ -69,6 +76,8 @@ def validator(
         loss, bpd, *parts = draws
         se = float(np.std(bpd, ddof=1) / np.sqrt(repeats)) if repeats > 1 else float("nan")
         found = {"loss": float(loss.mean()), "diffusion_bpd": float(bpd.mean()), "diffusion_bpd_se": se}
-        return found | {name: float(parts[i].mean()) for name, i in parts_of(expert.gamma_range).items()}
+        return found | {
+            column("bpd", ends): float(parts[i].mean()) for ends, i in parts_of(expert.gamma_range).items()
+        }
 
     return evaluate
