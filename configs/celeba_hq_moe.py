@@ -44,6 +44,7 @@ def get_config(variant: str = ""):
         config.moe.batch_size = 8
         config.moe.counts = (2, 4)
         config.moe.latency_batch = 2
+        config.bound.n_images = 128
     return config
 
 

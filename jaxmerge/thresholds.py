@@ -82,6 +82,40 @@ def propose(curves: Curves, etas: Sequence[float], *, low: int = 0, high: int = 
     )
 
 
+class Pair(NamedTuple):
+    """The best merge of two among several experts.
+
+    Attributes:
+        low, high: numbers of the low-noise and the high-noise expert.
+        gamma: threshold.
+        bpd: its bound, bits per dimension.
+    """
+
+    low: int
+    high: int
+    gamma: float
+    bpd: float
+
+
+def best_pair(curves: Curves) -> Pair:
+    """The ordered pair of experts and the inner edge of the curves at which switching gives the lowest bound.
+
+    Raises:
+        ValueError: fewer than two experts, or no edge inside the ranges of any two.
+    """
+    found = []
+    for low, high in itertools.permutations(range(len(curves.names)), 2):
+        lowest, highest = curves.ranges[high][0], curves.ranges[low][1]
+        inner = [float(g) for g in curves.edges[1:-1] if lowest < g < highest]
+        found += [Pair(low, high, g, float(curves.switch(g, low, high).sum(-1).mean())) for g in inner]
+    if not found:
+        raise ValueError(
+            f"a switch needs two experts with an edge inside both ranges, got {len(curves.names)} experts and "
+            f"{len(curves.edges)} edges; measure the curves with more thresholds."
+        )
+    return min(found, key=lambda pair: pair.bpd)
+
+
 def _se(values: np.ndarray) -> np.ndarray:
     return values.std(axis=0, ddof=1) / math.sqrt(len(values))
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxmerge.data import digits, slices
+from jaxmerge.data import dataset, digits, slices
 from jaxmerge.data.dataset import in_memory
 
 
@@ -63,7 +63,7 @@ def test_thresholds_come_from_training_images_and_serve_every_split():
 def test_large_splits_are_cut_in_parts_with_the_same_result(monkeypatch):
     data = photos()
     whole = slices.fit("texture", 4, data)
-    monkeypatch.setattr(slices, "PART", 7 * 108)
+    monkeypatch.setattr(dataset, "PART", 7 * 108)
     parted = slices.fit("texture", 4, data)
     assert parted == whole
     np.testing.assert_array_equal(parted.members(data), whole.members(data))

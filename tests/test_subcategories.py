@@ -8,7 +8,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from jaxmerge import checkpoint, data, files
-from jaxmerge.data import builders, slices, stored
+from jaxmerge.data import builders, dataset, slices, stored
 from jaxmerge.data import subcategories as kept
 from jaxmerge.metrics import extractor
 from jaxmerge.metrics.inception import Features as Activations
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_file_whatever_is_read_at_once(tmp_path, mo
         return files.read_npz(kept.folder("mock32", tmp_path / folder) / "3.npz")
 
     first = contents("first")
-    monkeypatch.setattr(features, "PART", 5 * 32 * 32 * 3)
+    monkeypatch.setattr(dataset, "PART", 5 * 32 * 32 * 3)
     again, other = contents("again"), contents("other", seed=1)
     assert set(first) == {"centroids", "mean", "scale", "record"} | {
         f"assigned/{split}" for split in data.splits("mock32")

@@ -1,5 +1,6 @@
 """Proposals against known minima, weights against optimisers, sweeps against separate evaluations."""
 
+import dataclasses
 import functools
 
 import jax
@@ -124,6 +125,31 @@ def totals(low, high):
     """Bounds of every candidate per image, by plain sums, bits per dimension."""
     each = [1 + 0.05 * (low[:, :k].sum(1) + high[:, k:].sum(1)) for k in range(1, 10)]
     return np.stack(each, axis=1) / (4 * np.log(2))
+
+
+def test_the_best_pair_of_several_experts_is_that_of_a_search_over_all_merges():
+    rng = np.random.default_rng(1)
+    errors = rng.uniform(3, 9, (20, 10, 3))
+    # The third is best below 0.4, the first above it.
+    errors[:, :4, 2] -= 2.5
+    errors[:, 4:, 0] -= 2.5
+    products = np.einsum("nsk,kl->nskl", errors, np.eye(3))
+    moments = Moments(products, rng.uniform(0, 0.01, (20, 3)), rng.uniform(0, 0.01, (20, 3)))
+    curves = Curves(("a", "b", "c"), ((0.0, 1.0),) * 3, np.linspace(0, 1, 11), moments, 4)
+    found = thresholds.best_pair(curves)
+    assert (found.low, found.high) == (2, 0) and found.gamma == pytest.approx(0.4)
+    diffusion = 0.05 * (errors[:, :4, 2].sum(1) + errors[:, 4:, 0].sum(1))
+    ends = moments.prior[:, 0] + moments.reconstruction[:, 2]
+    assert found.bpd == pytest.approx(np.mean(diffusion + ends) / (4 * np.log(2)))
+
+
+def test_a_pair_needs_an_edge_between_its_ends():
+    curves = synthetic(np.ones((3, 10)), np.ones((3, 10)))
+    whole = dataclasses.replace(curves, edges=curves.edges[[0, 10]])
+    with pytest.raises(
+        ValueError, match="got 2 experts and 2 edges; measure the curves with more thresholds"
+    ):
+        thresholds.best_pair(whole)
 
 
 @pytest.mark.parametrize("crossing", [0.3, 0.5, 0.8])

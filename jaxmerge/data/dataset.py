@@ -11,8 +11,8 @@ from jaxtyping import Int, UInt8
 
 # The largest split that `Dataset.images` reads into memory: CIFAR-10 (154 MB) passes, ImageNet32 does not.
 MAX_BYTES = 512 * 2**20
-# Images that are read at once where a whole split is walked through.
-CHUNK = 1024
+# Values that are read at once where a whole split is walked through: 2700 images of CIFAR-10, 2 of 1024x1024.
+PART = 2**23
 
 
 class Source(Protocol):
@@ -131,14 +131,23 @@ class Dataset:
             raise ValueError(f"a batch must hold at least 1 image, got {size}.")
         return (self.select(np.arange(i, min(i + size, len(self)))) for i in range(0, len(self), size))
 
+    def parts(self) -> Iterator["Dataset"]:
+        """All images in order, `part_size` at once."""
+        return self.batches(self.part_size)
+
+    @property
+    def part_size(self) -> int:
+        """Images that are held in memory at once where a whole split is walked through."""
+        return max(1, PART // int(np.prod(self.shape)))
+
     @functools.cached_property
     def identity(self) -> str:
         """SHA-256 of pixels and index: two equal values are the same images in the same order."""
         if self.recorded is not None:
             return self.recorded
         fingerprint = Fingerprint()
-        for places in np.array_split(np.arange(len(self)), -(-len(self) // CHUNK)):
-            fingerprint.add(self.read(places))
+        for part in self.parts():
+            fingerprint.add(part.images)
         return fingerprint.value(self.index)
 
     @property

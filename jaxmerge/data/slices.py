@@ -22,7 +22,7 @@ that their slices are of equal size on training images, from "lowest" to "highes
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from jaxmerge.data import subcategories
 from jaxmerge.data.dataset import Dataset
 
-# Pixel values that are held in memory at once where a split is walked through.
-PART = 2**23
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 HAIR = {
     4: {
@@ -50,10 +48,6 @@ Attributes = Mapping[str, np.ndarray]
 
 def _values(images: UInt8[np.ndarray, "n H W C"], levels: int) -> Values:
     return images.astype(np.float64) / (levels - 1)
-
-
-def _parts(data: Dataset) -> Iterator[Dataset]:
-    return data.batches(max(1, PART // int(np.prod(data.shape))))
 
 
 def colour_variance(x: Values) -> Float[np.ndarray, " n"]:
@@ -191,7 +185,7 @@ class SliceSet:
             )
         parts = [
             np.stack([s.holds(b.images, b.labels, b.attributes, b.levels) for s in self.slices], axis=1)
-            for b in _parts(data)
+            for b in data.parts()
         ]
         return np.concatenate(parts)
 
@@ -272,7 +266,7 @@ def _slices(kind: str, count: int, train: Dataset) -> list[Slice]:
 
 
 def _bands(statistic: str, count: int, train: Dataset) -> list[Slice]:
-    values = np.concatenate([STATISTICS[statistic](_values(b.images, b.levels)) for b in _parts(train)])
+    values = np.concatenate([STATISTICS[statistic](_values(b.images, b.levels)) for b in train.parts()])
     cuts = [-np.inf, *np.quantile(values.astype(np.float64), np.arange(1, count) / count), np.inf]
     label = statistic.replace("_", " ")
     ranks = {1: ["any"], 2: ["low", "high"]}.get(count) or [f"{k + 1} of {count}" for k in range(count)]

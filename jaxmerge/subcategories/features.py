@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from jaxmerge.data import Dataset
 
 GRID = 8
-# Pixel values that are held in memory at once, and images that pass through a network at once.
-PART, IMAGES = 2**23, 500
+# Images that pass through a network at once.
+IMAGES = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def pixels(data: Dataset) -> Features:
         lambda part: cells(part.images, part.levels),
         {"kind": "pixels", "definition": definition},
         standardised=True,
-        batch=max(1, PART // int(np.prod(data.shape))),
+        batch=data.part_size,
     )
 
 

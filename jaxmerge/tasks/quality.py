@@ -19,8 +19,6 @@ from jaxmerge.metrics import classifier, extractor, fid, frechet, inception_scor
 from jaxmerge.metrics.weights import weights_hash
 from jaxmerge.report.quality import FRECHET, SCORES, Names
 
-# Images of a data set that pass through a network at once.
-CHUNK = 1000
 # Images per block of KID, where there are as many.
 BLOCK = 1000
 
@@ -243,7 +241,7 @@ class InceptionJudge(Judge):
         return found
 
     def floor(self, test, sample_count):
-        batches = (as_rgb(part.images) for part in test.batches(CHUNK))
+        batches = (as_rgb(part.images) for part in test.parts())
         seen = extractor.activations(self.net, batches, name="test images", keep_logits=False)
         found = fid.fid(seen, self.reference, allow_few=True).value
         return {"distance": found, "n_images": len(test)}
@@ -303,7 +301,7 @@ def _reference(asked, net, train: Dataset, progress) -> references.Reference:
         return references.cached(
             folder,
             net,
-            lambda: (as_rgb(part.images) for part in train.batches(CHUNK)),
+            lambda: (as_rgb(part.images) for part in train.parts()),
             name=f"{train.name} {train.split}",
             identity=train.identity,
             keep_features=True,

@@ -1,6 +1,7 @@
 """The stage that removes noise from test images in one call and compares with the originals: PSNR, SSIM, LPIPS."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,17 +31,34 @@ def check(config: ConfigDict, setup: Setup) -> None:
     """Refuses now what the stage would refuse after hours.
 
     Raises:
-        ValueError: a noise level outside the range of an expert, no LPIPS where it is said to be, or images too small for it.
+        ValueError: see `check_levels` and `check_lpips`.
     """
     asked = config.reconstruction
-    if not asked.n_images:
-        return
-    for gamma in asked.gammas:
+    if asked.n_images:
+        check_levels(asked.gammas, setup, what="reconstruction.gammas")
+        check_lpips(asked.lpips, setup)
+
+
+def check_levels(gammas: Sequence[float], setup: Setup, *, what: str) -> None:
+    """Refuses noise levels of reconstructions.
+
+    Raises:
+        ValueError: a level outside the range of an expert; `what` names the setting.
+    """
+    for gamma in gammas:
         for expert in (setup.low, setup.high):
-            check_range(expert, gamma, gamma, what="reconstruction.gammas")
-    if asked.lpips:
+            check_range(expert, gamma, gamma, what=what)
+
+
+def check_lpips(network: str, setup: Setup) -> None:
+    """Refuses an LPIPS network by its path; empty for none.
+
+    Raises:
+        ValueError: no LPIPS there, or images too small for it.
+    """
+    if network:
         image = setup.test.take(1).images
-        lpips.distances(lpips.load(asked.lpips), image, image, scale=setup.low.pixel_scale)
+        lpips.distances(lpips.load(network), image, image, scale=setup.low.pixel_scale)
 
 
 def measure(config: ConfigDict, run: Run, setup: Setup, eta: float) -> dict[str, Any]:

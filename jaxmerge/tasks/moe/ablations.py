@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
-from jaxmerge.tasks import merge, quality
-from jaxmerge.tasks.moe import diagnose, dry_run, measure, table, words
+from jaxmerge.tasks import quality
+from jaxmerge.tasks.moe import checks, diagnose, dry_run, measure, table, words
 from jaxmerge.tasks.moe.grid import Grid, fresh_setup
 from jaxmerge.tasks.moe.measure import Frame
 from jaxmerge.tasks.moe.models import Method
@@ -27,9 +27,10 @@ def run(config: ConfigDict, run: Run) -> None:
     if config.moe.dry_run:
         dry_run.run(config, run)
         return
-    merge.check_late_stages(config)
+    checks.check_settings(config)
     rows = wanted(config.moe)
     setup = prepare(config, run.progress) if config.moe.base == "checkpoint" else fresh_setup(config, run)
+    checks.check_measurements(config, setup)
     grid = Grid(config, run, setup)
     methods, gated = grid.methods(rows)
     frame = Frame(config, run, setup, measure.strata(config, setup, grid.cuts))
@@ -75,7 +76,7 @@ def summarise(
             "methods": {m.name: diagnose.weights(diagnosed[m.key]) for m in gated},
         },
         "gate_slices": {m.name: diagnose.by_slice(diagnosed[m.key], grid.sets(m.experts)) for m in gated},
-        "slices": [s.report(setup.train) for k in config.moe.counts for s in grid.sets(k)],
+        "slices": [s.report(setup.train) for k in sorted({m.experts for m in gated}) for s in grid.sets(k)],
         "gates": [diagnose.gate_figures(m.name, m, diagnosed[m.key]) for m in gated],
         "collapse": collapsed,
         "definitions": words.definitions(frame, distance) | {m.name: m.what for m in methods},

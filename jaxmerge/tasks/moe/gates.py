@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from jaxmerge.merge import Switch
 from jaxmerge.run import Run
-from jaxmerge.tasks import bounds, merge
-from jaxmerge.tasks.moe import diagnose, dry_run, measure, table, words
+from jaxmerge.tasks import bounds
+from jaxmerge.tasks.moe import checks, diagnose, dry_run, measure, table, words
 from jaxmerge.tasks.moe.measure import Frame
-from jaxmerge.tasks.moe.models import Method, by_level, fresh, uniform
+from jaxmerge.tasks.moe.models import Method, by_level, fresh, seeds, uniform
 from jaxmerge.tasks.moe.train import train
 from jaxmerge.tasks.quality import describe
 from jaxmerge.tasks.setup import Setup, prepare
@@ -65,8 +65,9 @@ def run(config: ConfigDict, run: Run) -> None:
     if config.moe.dry_run:
         dry_run.run(config, run)
         return
-    merge.check_late_stages(config)
+    checks.check_settings(config)
     setup = prepare(config, run.progress)
+    checks.check_measurements(config, setup)
     sets = diagnose.slice_sets(run, config.moe, config.moe.count, setup.train)
     proposal = bounds.propose(config, run, setup)
     cut = setup.gamma(proposal["best"])
@@ -147,7 +148,7 @@ def gates(frame: Frame, width: int) -> list[Method]:
         data = (setup.validation if kind.held_out else setup.train, setup.validation)
         steps = config.moe.held_out_steps if kind.held_out else config.moe.steps
         models = []
-        for seed in range(config.moe.seeds):
+        for seed in seeds(config):
             gated = fresh(config.moe, (setup.low, setup.high), seed=seed, inputs=kind.inputs, width=width)
             settings = dict(seed=seed, steps=steps, last=kind.held_out, penalties=NONE)
             models.append(train(config, frame.run, f"{kind.key}_{seed}", gated, data, **settings)[0])

@@ -47,7 +47,7 @@ class Grid:
 
     def __init__(self, config: ConfigDict, run: Run, setup: Setup):
         self.config, self.run, self.setup = config, run, setup
-        self.asked, self.seeds = config.moe, range(config.moe.seeds)
+        self.asked, self.seeds = config.moe, models.seeds(config)
         self.data = (setup.train, setup.validation)
         self.cuts: list[float] = []
         self.joint = config.moe.parts == "all"
@@ -126,13 +126,20 @@ class Grid:
         gated = [self.trained(v) for v in asked]
         by_key = {m.key: m for m in gated}
         below = [m for m in self.baselines(rows) if m.key in rows]
-        if "B_top2" in rows:
-            soft = by_key["B"]
-            sparse = tuple(m.but(top_k=self.asked.top_k) for m in soft.models)
-            what = "The gates and experts of B, run with the two largest weights: no training of its own."
-            gated.insert(1, Method("B_top2", "B run as top 2", sparse, what, soft.experts, soft.steps))
+        for key in ("B_top2_article", "B_top2"):
+            if key in rows:
+                gated.insert(1, self.sparse(by_key["B"], key))
         mixed = [m for m in self.unlearned(by_key.get("B")) if m.key in rows]
         return [*below, *gated, *mixed], gated
+
+    def sparse(self, soft: Method, key: str) -> Method:
+        """Row B run with the largest weights only, renormalised or, as the article has it, not."""
+        kept, article = min(self.asked.top_k, soft.experts), key == "B_top2_article"
+        found = tuple(m.but(top_k=kept, renormalise=not article) for m in soft.models)
+        what = f"The gates and experts of B, run with the {kept} largest weights"
+        what += ", which are not renormalised" if article else ""
+        name = f"B run as top {kept}" + (", not renormalised" if article else "")
+        return Method(key, name, found, f"{what}: no training of its own.", soft.experts, soft.steps)
 
     def equal_compute(self) -> int:
         """Steps of a single expert with the FLOPs of both phases of B: 3 calls per image where weights are trained."""
@@ -170,13 +177,27 @@ class Grid:
                 Method(key, name, trained, f"The base expert alone, trained on for {words}.", 1, steps)
             )
         if "switch" in rows and self.asked.base == "checkpoint":
-            proposal = bounds.propose(self.config, self.run, self.setup)
-            cut = self.setup.gamma(proposal["best"])
-            self.cuts.append(cut)
-            switch = Switch(self.setup.low, self.setup.high, gamma=cut)
-            what = "The base expert below and the config's high-noise expert above the proposed threshold; no training."
-            found.append(Method("switch", f"hard switch, η = {proposal['best']:.3f}", (switch,), what, 2))
+            found.append(self.merge())
         return found
+
+    def merge(self) -> Method:
+        """The paper's merge of the config's two experts."""
+        proposal = bounds.propose(self.config, self.run, self.setup)
+        cut = self.setup.gamma(proposal["best"])
+        self.cuts.append(cut)
+        switch = Switch(self.setup.low, self.setup.high, gamma=cut)
+        what = "The base expert below and the config's high-noise expert above the proposed threshold; no training."
+        return Method("switch", f"hard switch, η = {proposal['best']:.3f}", (switch,), what, 2)
+
+    def switch_within(self, pools: list, tables: list[dict[str, np.ndarray]]) -> Method:
+        """The best merge of two of the experts of B, for experts that do not come from a checkpoint."""
+        found = []
+        for pool, table in zip(pools, tables, strict=True):
+            low, high = (pool[int(table[f"pair_{part}"])] for part in ("low", "high"))
+            found.append(Switch(low, high, gamma=float(table["pair_gamma"])))
+            self.cuts.append(float(table["pair_gamma"]))
+        what = "Of the experts of B the pair and the threshold with the best bound of the validation images."
+        return Method("switch", "hard switch between two experts", tuple(found), what, 2)
 
     def unlearned(self, soft: Method | None) -> list[Method]:
         """Mixtures of the specialists without a trained gate; in joint training those of B, seed by seed."""
@@ -195,9 +216,11 @@ class Grid:
             )
             for kind in ("convex", "affine")
         }
-        random = tuple(models.at_random(pools[s % len(pools)], s) for s in self.seeds)
+        random = tuple(models.at_random(pools[i % len(pools)], s) for i, s in enumerate(self.seeds))
         average = tuple(models.uniform(pool) for pool in pools)
+        switch = [] if self.asked.base == "checkpoint" else [self.switch_within(pools, tables)]
         return [
+            *switch,
             Method("uniform", "uniform average", average, f"Equal weights on {same}.", count),
             Method("convex", "convex weights per γ", tabled["convex"], f"Weights in [0, 1] {fitted}", count),
             Method(
@@ -222,7 +245,9 @@ class Grid:
                 batch_size=self.config.bound.batch_size,
             )
             found = thresholds.best_weights(curves)
-            return {name: getattr(found, name) for name in ("gamma", "convex", "affine", "condition")}
+            pair = thresholds.best_pair(curves)._asdict()
+            chosen = {name: getattr(found, name) for name in ("gamma", "convex", "affine", "condition")}
+            return chosen | {f"pair_{name}": value for name, value in pair.items()}
 
         return self.run.stage(f"weights_{number}", compute)
 

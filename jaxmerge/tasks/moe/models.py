@@ -20,6 +20,9 @@ from jaxmerge.merge import Mixture, Switch
 from jaxmerge.noise import PixelScale
 from jaxmerge.training import recipes
 
+# Between the seeds of the models of two runs.
+SEEDS = 1000
+
 
 class Method(NamedTuple):
     """One row of a table.
@@ -156,6 +159,11 @@ def fresh(
         rngs=nnx.Rngs(seed),
     )
     return Gated(experts, gate, top_k=top_k, capacity_factor=asked.capacity_factor)
+
+
+def seeds(config: ConfigDict) -> list[int]:
+    """Seeds of a method's models; they follow from the run's own."""
+    return [SEEDS * config.seed + number for number in range(config.moe.seeds)]
 
 
 def copies(expert: Expert, count: int) -> tuple[Expert, ...]:

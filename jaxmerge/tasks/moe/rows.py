@@ -66,16 +66,31 @@ VARIANTS = (
 
 
 def variants(asked: ConfigDict) -> list[Variant]:
-    """Rows with the config's number of experts, and row B with every other number."""
+    """Rows with the config's number of experts, and row B with every other number.
+
+    Where all mixtures share a trunk already, the row that changes to one is left out.
+    """
+    usual = [v for v in VARIANTS if v.experts is None or v.experts != asked.experts]
     extra = [
         Variant(f"B{k}", f"B, K = {k}", f"Soft gates over {k} experts, one per slice.", count=int(k))
         for k in asked.counts
         if k != asked.count
     ]
-    return [*VARIANTS, *extra]
+    return [*usual, *extra]
 
 
-UNTRAINED = ("vdm", "A_steps", "A_compute", "switch", "uniform", "convex", "affine", "random", "B_top2")
+UNTRAINED = (
+    "vdm",
+    "A_steps",
+    "A_compute",
+    "switch",
+    "uniform",
+    "convex",
+    "affine",
+    "random",
+    "B_top2",
+    "B_top2_article",
+)
 
 
 def wanted(asked: ConfigDict) -> set[str]:
@@ -85,6 +100,8 @@ def wanted(asked: ConfigDict) -> set[str]:
         ValueError: an unknown row.
     """
     known = [*UNTRAINED, *(v.key for v in variants(asked))]
+    if asked.base != "checkpoint":
+        known.remove("vdm")
     if tuple(asked.rows) == ("all",):
         return set(known)
     for key in asked.rows:
