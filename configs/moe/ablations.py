@@ -34,6 +34,7 @@ def get_config(variant: str = ""):
     if variant == "joint":
         config.title = "Mixtures of digits experts, experts and gates trained together"
         config.moe.parts = "all"
+        config.moe.batch_size = 32
         config.moe.warm_steps = 40
         config.moe.steps = 200
         config.moe.eval_every = 80
