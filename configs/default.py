@@ -420,6 +420,8 @@ def moe() -> ConfigDict:
             # Number of experts, and the numbers that are compared.
             "count": 4,
             "counts": (2, 4, 8),
+            # Checkpoints that are the experts, in place of specialists of one base; as many as `count`.
+            "pool": (),
             # What the experts start from: the checkpoint of `experts.low`, or fresh networks of section `expert`.
             "base": "checkpoint",
             # K whole networks ("full") or one trunk with adapters of this rank ("adapters").

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import cifar10_moe, default, lsun_church_moe
+from jaxmerge import shipped
 from jaxmerge.gate.gated import Gated
 from jaxmerge.gate.network import FixedGate
 from jaxmerge.noise import PixelScale
-from jaxmerge.tasks.moe import checks, models
+from jaxmerge.tasks.moe import checks, models, untrained
 from jaxmerge.tasks.moe.grid import Grid
 from jaxmerge.tasks.moe.models import Method
 from jaxmerge.tasks.moe.rows import variants, wanted
@@ -21,7 +22,6 @@ EXPERTS = tuple(
     toys.Recorder(slope, pixel_scale=SCALE, image_shape=(8, 8, 1)) for slope in (0.2, 0.4, 0.7, 0.9)
 )
 Z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 1)), jnp.float32)
-GRID = Grid(default.get_config(), None, types.SimpleNamespace(train=None, validation=None))
 
 
 def soft(weights):
@@ -30,7 +30,7 @@ def soft(weights):
 
 
 def test_the_sparse_run_of_b_keeps_the_two_largest_weights_renormalised_or_as_the_article_has_them():
-    ours, article = (GRID.sparse(soft([0.1, 0.5, 0.1, 0.3]), key) for key in ("B_top2", "B_top2_article"))
+    ours, article = (untrained.sparse(soft([0.1, 0.5, 0.1, 0.3]), key, 2) for key in untrained.SPARSE)
     kept = [0.5 * EXPERTS[1].eps_hat(Z, 1.0), 0.3 * EXPERTS[3].eps_hat(Z, 1.0)]
     np.testing.assert_allclose(article.models[0].eps_hat(Z, 1.0), sum(kept), atol=1e-6)
     np.testing.assert_allclose(ours.models[0].eps_hat(Z, 1.0), sum(kept) / 0.8, atol=1e-6)
@@ -39,10 +39,10 @@ def test_the_sparse_run_of_b_keeps_the_two_largest_weights_renormalised_or_as_th
 
 def test_without_a_checkpoint_the_switch_is_between_two_of_the_experts_of_b():
     table = {"pair_low": 2, "pair_high": 0, "pair_gamma": 1.5}
-    method = GRID.switch_within([EXPERTS], [table])
+    method, cuts = untrained.switch_within([EXPERTS], [table])
     for gamma, expert in ((1.0, EXPERTS[2]), (2.0, EXPERTS[0])):
         np.testing.assert_allclose(method.models[0].eps_hat(Z, gamma), expert.eps_hat(Z, gamma), atol=1e-6)
-    assert GRID.cuts == [1.5]
+    assert cuts == [1.5]
 
 
 @pytest.mark.parametrize("config", [cifar10_moe.get_config(), lsun_church_moe.get_config()])
@@ -53,6 +53,51 @@ def test_rows_that_a_base_or_the_kind_of_experts_cannot_have_are_not_known(confi
     asked.rows = ("vdm",)
     with pytest.raises(ValueError, match=r"moe\.rows must be 'all' or some of .* got 'vdm'"):
         wanted(asked)
+
+
+def grid_of(config):
+    return Grid(config, None, types.SimpleNamespace(train=None, validation=None, low=shipped("digits_vdm")))
+
+
+def test_a_pool_of_pretrained_experts_is_taken_as_it_is():
+    config = default.get_config()
+    config.moe.pool, config.moe.count = ("digits_vdm", "digits_edm"), 2
+    checks.check_settings(config)
+    grid = grid_of(config)
+    vdm, edm = grid.sources.specialists(2, "full")
+    assert (vdm.gamma_range, edm.gamma_range) == (
+        shipped("digits_vdm").gamma_range,
+        shipped("digits_edm").gamma_range,
+    )
+    assert grid.steps() == config.moe.steps and not grid.has_merge
+    assert {*vdm.gamma_range, *edm.gamma_range} == set(grid.sources.levels)
+    keys = {v.key for v in variants(config.moe)}
+    assert "B" in keys and not keys & {"adapters", "B4", "B8"}
+    # Both experts and the gate on every image, with the gate's three calls, in units of three calls of the VDM.
+    assert config.moe.steps / 3 < grid.equal_compute() < 2 * config.moe.steps
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"count": 4}, {"base": "fresh"}, {"experts": "adapters"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_pool_that_does_not_fit_is_refused(change):
+    config = default.get_config()
+    config.moe.update({"pool": ("digits_vdm", "digits_edm"), "count": 2} | change)
+    with pytest.raises(ValueError, match=r"moe\.pool must name moe\.count=. experts.* got 2 names"):
+        checks.check_settings(config)
+
+
+def test_equal_compute_counts_three_calls_of_every_image_where_weights_are_trained():
+    config = default.get_config()
+    config.moe.width = 2  # next to nothing beside the experts
+    frozen = grid_of(config).equal_compute()
+    config.moe.parts = "all"
+    joint = grid_of(config).equal_compute()
+    warm, steps = config.moe.warm_steps, config.moe.steps
+    assert frozen == pytest.approx(warm + steps * 4 / 3, rel=0.02)
+    assert joint == pytest.approx(warm + steps * 4, rel=0.02)
 
 
 def test_seeds_of_models_follow_from_the_runs_own():

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from jaxmerge.run import Run
 from jaxmerge.tasks import quality
 from jaxmerge.tasks.moe import checks, diagnose, dry_run, measure, table, words
-from jaxmerge.tasks.moe.grid import Grid, fresh_setup
+from jaxmerge.tasks.moe.grid import Grid
 from jaxmerge.tasks.moe.measure import Frame
 from jaxmerge.tasks.moe.models import Method
 from jaxmerge.tasks.moe.rows import REFERENCE, wanted
-from jaxmerge.tasks.setup import prepare
+from jaxmerge.tasks.moe.sources import setup_of
 
 
 def run(config: ConfigDict, run: Run) -> None:
@@ -29,14 +29,14 @@ def run(config: ConfigDict, run: Run) -> None:
         return
     checks.check_settings(config)
     rows = wanted(config.moe)
-    setup = prepare(config, run.progress) if config.moe.base == "checkpoint" else fresh_setup(config, run)
+    setup = setup_of(config, run)
     checks.check_measurements(config, setup)
     grid = Grid(config, run, setup)
     methods, gated = grid.methods(rows)
     frame = Frame(config, run, setup, measure.strata(config, setup, grid.cuts))
     frame = measure.with_grid(frame, next((m for m in gated if m.key == "B"), methods[0]).models[0])
     measured = {m.key: measure.measure(frame, m) for m in methods}
-    diagnosed = {m.key: diagnose.diagnose(frame, m, grid.sets(m.experts)) for m in gated}
+    diagnosed = {m.key: diagnose.diagnose(frame, m, grid.sources.sets(m.experts)) for m in gated}
     collapsed = grid.collapse() if config.moe.collapse_steps else {}
     results, pictures = summarise(frame, grid, methods, measured, diagnosed, collapsed)
     table.write_markdown(run, config, results)
@@ -75,8 +75,12 @@ def summarise(
             "experts": [f"expert {k + 1}" for k in range(max(m.experts for m in gated))],
             "methods": {m.name: diagnose.weights(diagnosed[m.key]) for m in gated},
         },
-        "gate_slices": {m.name: diagnose.by_slice(diagnosed[m.key], grid.sets(m.experts)) for m in gated},
-        "slices": [s.report(setup.train) for k in sorted({m.experts for m in gated}) for s in grid.sets(k)],
+        "gate_slices": {
+            m.name: diagnose.by_slice(diagnosed[m.key], grid.sources.sets(m.experts)) for m in gated
+        },
+        "slices": [
+            s.report(setup.train) for k in sorted({m.experts for m in gated}) for s in grid.sources.sets(k)
+        ],
         "gates": [diagnose.gate_figures(m.name, m, diagnosed[m.key]) for m in gated],
         "collapse": collapsed,
         "definitions": words.definitions(frame, distance) | {m.name: m.what for m in methods},

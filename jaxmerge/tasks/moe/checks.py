@@ -10,9 +10,16 @@ def check_settings(config: ConfigDict) -> None:
     """Refuses settings that no data set or expert could make valid.
 
     Raises:
-        ValueError: several draws of the likelihood, an unknown control, sampler or dequantisation, no seeds.
+        ValueError: several draws of the likelihood, an unknown control, sampler or dequantisation, no seeds, or a pool
+            that is not one of `moe.count` checkpoints.
     """
     merge.check_late_stages(config)
+    asked = config.moe
+    if asked.pool and (asked.base, asked.experts, len(asked.pool)) != ("checkpoint", "full", asked.count):
+        raise ValueError(
+            f"moe.pool must name moe.count={asked.count} experts, with moe.base='checkpoint' and moe.experts='full'; got "
+            f"{len(asked.pool)} names, base {asked.base!r} and experts {asked.experts!r}."
+        )
     if config.moe.seeds < 1:
         raise ValueError(f"moe.seeds must be at least 1, got {config.moe.seeds}; three tell a spread.")
 

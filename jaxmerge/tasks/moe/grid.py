@@ -1,92 +1,73 @@
 """Everything that the table of mixtures trains, each part once and in a folder of its own.
 
 Phase 1 makes specialists of the base expert, phase 2 trains gates over them; in joint training each row and
-seed does both with experts of its own. See ``rows.py`` for the rows.
+seed does both with experts of its own. See ``rows.py`` for the rows, ``sources.py`` for the experts.
 """
 
 import functools
 import math
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmerge import thresholds, vlb
 from jaxmerge.gate import cost
 from jaxmerge.gate.gated import Gated
 from jaxmerge.gate.network import offset_logits
-from jaxmerge.merge import Switch
 from jaxmerge.run import Run
-from jaxmerge.tasks import bounds, quality
-from jaxmerge.tasks.moe import diagnose, models, train
+from jaxmerge.tasks.moe import models, train, untrained
 from jaxmerge.tasks.moe.models import Method
 from jaxmerge.tasks.moe.rows import REFERENCE, Variant, variants
-from jaxmerge.tasks.setup import Setup, open_split
-
-
-def fresh_setup(config: ConfigDict, run: Run) -> Setup:
-    """What every stage needs, where no expert exists yet: a fresh network stands for both."""
-    splits = {"train": config.data.train_split, "validation": config.data.validation_split}
-    data = {
-        part: open_split(config, split) for part, split in (splits | {"test": config.data.test_split}).items()
-    }
-    if config.data.n_validation:
-        data["validation"] = data["validation"].take(config.data.n_validation)
-    judge = quality.judge(config, data["train"], run.progress)
-    quality.check_counts(judge, config.sampling)
-    expert = models.fresh_expert(config, data["train"], config.seed)
-    key = jax.random.key(config.seed)
-    uses = ("proposal", "grid", "likelihood", "bound", "sampling")
-    keys = {use: jax.random.fold_in(key, i) for i, use in enumerate(uses)}
-    return Setup(expert, expert, **data, keys=keys, candidates=[], fixed_etas=[], judge=judge, records={})
+from jaxmerge.tasks.moe.sources import Sources
+from jaxmerge.tasks.setup import Setup
 
 
 class Grid:
-    """Everything that is trained, each part once."""
+    """The rows that a config asks for.
+
+    Attributes:
+        sources: experts before any gate, and slices.
+        cuts: noise levels at which a row's field jumps.
+        joint: whether experts are trained with the gates.
+    """
 
     def __init__(self, config: ConfigDict, run: Run, setup: Setup):
         self.config, self.run, self.setup = config, run, setup
         self.asked, self.seeds = config.moe, models.seeds(config)
+        self.sources = Sources(config, run, setup)
         self.data = (setup.train, setup.validation)
         self.cuts: list[float] = []
         self.joint = config.moe.parts == "all"
+        # A pool's experts are taken as they are.
+        self.warm_steps = 0 if config.moe.pool else config.moe.warm_steps
 
-    def base(self, seed: int):
-        """What the experts of one seed start from: the config's low-noise expert, or a fresh network."""
-        if self.asked.base == "checkpoint":
-            return self.setup.low
-        return models.fresh_expert(self.config, self.setup.train, seed)
-
-    @functools.cache  # noqa: B019 - one grid per process
-    def sets(self, count: int):
-        """The config's kinds of slices, one slice per expert."""
-        return diagnose.slice_sets(self.run, self.asked, count, self.setup.train)
-
-    @functools.cache  # noqa: B019 - one grid per process
-    def members(self, count: int):
-        """Slices of training and validation images of the specialists' kind."""
-        chosen = self.sets(count)[0]
-        return chosen.members(self.setup.train), chosen.members(self.setup.validation)
-
-    @functools.cache  # noqa: B019 - one grid per process
-    def specialists(self, count: int, kind: str):
-        """Frozen experts, one per slice."""
-        members = self.members(count)
-        return train.specialists(
-            self.config, self.run, self.base(self.config.seed), count, kind, self.data, members
-        )[0]
+    def methods(self, rows: set[str]) -> tuple[list[Method], list[Method]]:
+        """(all rows, those with a trained gate)."""
+        asked = [v for v in variants(self.asked) if v.key in rows]
+        for variant in asked:
+            self.sources.sets(variant.count or self.asked.count)  # refused here, before any training
+        self.cuts += self.sources.levels
+        gated = [self.trained(v) for v in asked]
+        soft = next((m for m in gated if m.key == "B"), None)
+        below = [m for m in self.baselines(rows) if m.key in rows]
+        sparse = [untrained.sparse(soft, k, self.asked.top_k) for k in untrained.SPARSE if k in rows]
+        gated[1:1] = sparse
+        mixed = [m for m in self.unlearned(soft) if m.key in rows]
+        return [*below, *gated, *mixed], gated
 
     def steps(self) -> int:
         """Steps of both phases together."""
-        return self.asked.warm_steps + self.asked.steps
+        return self.warm_steps + self.asked.steps
+
+    def shape(self, variant: Variant) -> tuple[int, str]:
+        """Number and kind of a row's experts."""
+        return variant.count or self.asked.count, variant.experts or self.asked.experts
 
     def train(self, variant: Variant, seed: int, experts, **changes: Any) -> tuple[Gated, dict[str, Any]]:
         """One mixture of a row; over the given frozen experts, or with its own from the start."""
-        count = variant.count or self.asked.count
-        kind = variant.experts or self.asked.experts
+        count, kind = self.shape(variant)
         settings: dict[str, Any] = dict(
-            members=self.members(count),
+            members=self.sources.members(count),
             penalties=train.penalties(
                 self.asked, load=variant.load, entropy=variant.entropy, align=variant.align
             ),
@@ -94,11 +75,11 @@ class Grid:
             bias_rate=self.asked.bias_rate if variant.balance and count > self.asked.top_k else 0.0,
         )
         if self.joint:
-            experts = train.starting(self.asked, self.base(seed), count, kind, seed)
+            experts = self.sources.starting(count, kind, seed)
             settings |= dict(
                 parts=train.expert_parts(self.asked, kind),
                 steps=self.steps(),
-                warm_fraction=self.asked.warm_steps / self.steps(),
+                warm_fraction=self.warm_steps / self.steps(),
                 learning_rate=self.asked.experts_learning_rate,
             )
         top_k = min(self.asked.top_k, count) if variant.sparse else None
@@ -110,167 +91,96 @@ class Grid:
 
     def trained(self, variant: Variant) -> Method:
         """A row of `VARIANTS`, with every seed."""
-        count = variant.count or self.asked.count
-        kind = variant.experts or self.asked.experts
-        experts = None if self.joint else self.specialists(count, kind)
+        count, kind = self.shape(variant)
+        experts = None if self.joint else self.sources.specialists(count, kind)
         trained = tuple(self.train(variant, seed, experts)[0] for seed in self.seeds)
         return Method(variant.key, variant.name, trained, variant.what, count, self.steps())
 
-    def methods(self, rows: set[str]) -> tuple[list[Method], list[Method]]:
-        """(all rows, those with a trained gate)."""
-        asked = [v for v in variants(self.asked) if v.key in rows]
-        for variant in asked:
-            self.sets(
-                variant.count or self.asked.count
-            )  # refuses what the images do not allow before any training
-        gated = [self.trained(v) for v in asked]
-        by_key = {m.key: m for m in gated}
-        below = [m for m in self.baselines(rows) if m.key in rows]
-        for key in ("B_top2_article", "B_top2"):
-            if key in rows:
-                gated.insert(1, self.sparse(by_key["B"], key))
-        mixed = [m for m in self.unlearned(by_key.get("B")) if m.key in rows]
-        return [*below, *gated, *mixed], gated
-
-    def sparse(self, soft: Method, key: str) -> Method:
-        """Row B run with the largest weights only, renormalised or, as the article has it, not."""
-        kept, article = min(self.asked.top_k, soft.experts), key == "B_top2_article"
-        found = tuple(m.but(top_k=kept, renormalise=not article) for m in soft.models)
-        what = f"The gates and experts of B, run with the {kept} largest weights"
-        what += ", which are not renormalised" if article else ""
-        name = f"B run as top {kept}" + (", not renormalised" if article else "")
-        return Method(key, name, found, f"{what}: no training of its own.", soft.experts, soft.steps)
-
     def equal_compute(self) -> int:
         """Steps of a single expert with the FLOPs of both phases of B: 3 calls per image where weights are trained."""
-        asked, count = self.asked, self.asked.count
-        gated = models.fresh(asked, models.copies(self.base(0), count), seed=0)
+        asked = self.asked
+        gated = models.fresh(asked, self.sources.starting(asked.count, asked.experts, 0), seed=0)
         spent = cost.costs(gated, asked.batch_size)
-        one = float(spent.dense[0])
+        one = cost.costs(models.uniform(models.copies(self.sources.base(0), 1)), asked.batch_size)
         experts = (3.0 if self.joint else 1.0) * float(spent.dense.sum())
-        return asked.warm_steps + math.ceil(asked.steps * (experts + 3 * spent.gate) / (3 * one))
+        per_step = (experts + 3 * spent.gate) / (3 * float(one.dense[0]))
+        return self.warm_steps + math.ceil(asked.steps * per_step)
 
     def baselines(self, rows: set[str]) -> list[Method]:
-        """Single experts: the base as it is, and going on for equal steps and equal compute; the hard switch."""
+        """Single experts: the base as it is, and going on for equal steps and equal compute; the paper's merge."""
         found = []
         if self.asked.base == "checkpoint":
             what = "The expert that all methods start from."
-            found.append(Method("vdm", "base expert, as it is", (self.base(0),), what, 1))
-        lengths = {
-            "A_steps": ("A, equal steps", self.steps(), "as many steps as both phases of B"),
-            "A_compute": (
-                REFERENCE,
-                self.equal_compute(),
-                "the floating-point operations of both phases of B",
-            ),
-        }
-        for key, (name, steps, words) in lengths.items():
-            if key not in rows:
-                continue
-            trained = tuple(
-                train.single(
-                    self.config, self.run, self.base(s), f"{key}_{s}", self.data, steps=steps, seed=s
-                )[0]
-                for s in self.seeds
-            )
-            found.append(
-                Method(key, name, trained, f"The base expert alone, trained on for {words}.", 1, steps)
-            )
-        if "switch" in rows and self.asked.base == "checkpoint":
-            found.append(self.merge())
+            found.append(Method("vdm", "base expert, as it is", (self.sources.base(0),), what, 1))
+        if "A_steps" in rows:
+            words = "as many steps as both phases of B"
+            found.append(self.single("A_steps", "A, equal steps", self.steps(), words))
+        if "A_compute" in rows:
+            words = "the floating-point operations of both phases of B"
+            found.append(self.single("A_compute", REFERENCE, self.equal_compute(), words))
+        if "switch" in rows and self.has_merge:
+            method, cuts = untrained.merge(self.config, self.run, self.setup)
+            self.cuts += cuts
+            found.append(method)
         return found
 
-    def merge(self) -> Method:
-        """The paper's merge of the config's two experts."""
-        proposal = bounds.propose(self.config, self.run, self.setup)
-        cut = self.setup.gamma(proposal["best"])
-        self.cuts.append(cut)
-        switch = Switch(self.setup.low, self.setup.high, gamma=cut)
-        what = "The base expert below and the config's high-noise expert above the proposed threshold; no training."
-        return Method("switch", f"hard switch, η = {proposal['best']:.3f}", (switch,), what, 2)
+    @property
+    def has_merge(self) -> bool:
+        """Whether the config's two experts are those that the paper merges."""
+        return self.asked.base == "checkpoint" and not self.asked.pool
 
-    def switch_within(self, pools: list, tables: list[dict[str, np.ndarray]]) -> Method:
-        """The best merge of two of the experts of B, for experts that do not come from a checkpoint."""
-        found = []
-        for pool, table in zip(pools, tables, strict=True):
-            low, high = (pool[int(table[f"pair_{part}"])] for part in ("low", "high"))
-            found.append(Switch(low, high, gamma=float(table["pair_gamma"])))
-            self.cuts.append(float(table["pair_gamma"]))
-        what = "Of the experts of B the pair and the threshold with the best bound of the validation images."
-        return Method("switch", "hard switch between two experts", tuple(found), what, 2)
+    def single(self, key: str, name: str, steps: int, words: str) -> Method:
+        """Baseline A: the base expert trained on for so many steps, with every seed."""
+        trained = tuple(
+            train.single(
+                self.config, self.run, self.sources.base(s), f"{key}_{s}", self.data, steps=steps, seed=s
+            )[0]
+            for s in self.seeds
+        )
+        return Method(key, name, trained, f"The base expert alone, trained on for {words}.", 1, steps)
 
     def unlearned(self, soft: Method | None) -> list[Method]:
-        """Mixtures of the specialists without a trained gate; in joint training those of B, seed by seed."""
+        """Mixtures without a trained gate, of the frozen experts, or in joint training of those of B, seed by seed."""
         if self.joint:
             pools = [m.experts for m in soft.models] if soft is not None else []
         else:
-            pools = [self.specialists(self.asked.count, self.asked.experts)]
+            pools = [self.sources.specialists(self.asked.count, self.asked.experts)]
         if not pools:
             return []
-        tables = [self.weights(list(pool), i) for i, pool in enumerate(pools)]
-        count, same = self.asked.count, "the experts of B"
-        fitted = f"on {same}, a table over γ that minimises the bound of the validation images."
-        tabled = {
-            kind: tuple(
-                models.by_level(list(p), t["gamma"], t[kind]) for p, t in zip(pools, tables, strict=True)
-            )
-            for kind in ("convex", "affine")
-        }
-        random = tuple(models.at_random(pools[i % len(pools)], s) for i, s in enumerate(self.seeds))
-        average = tuple(models.uniform(pool) for pool in pools)
-        switch = [] if self.asked.base == "checkpoint" else [self.switch_within(pools, tables)]
-        return [
-            *switch,
-            Method("uniform", "uniform average", average, f"Equal weights on {same}.", count),
-            Method("convex", "convex weights per γ", tabled["convex"], f"Weights in [0, 1] {fitted}", count),
-            Method(
-                "affine", "affine weights per γ", tabled["affine"], f"Weights that sum to 1 {fitted}", count
-            ),
-            Method("random", "random gating", random, f"Weights on {same} drawn per image and step.", count),
-        ]
-
-    def weights(self, experts: list, number: int) -> dict[str, np.ndarray]:
-        """Best weights per noise level of some experts, from the validation images."""
-
-        def compute():
-            low, high = models.span_of(experts)
-            curves = vlb.error_curves(
-                {f"expert {k}": e for k, e in enumerate(experts)},
-                self.setup.validation.images,
-                key=self.setup.keys["proposal"],
-                thresholds=np.linspace(low, high, self.asked.strata + 1).tolist(),
-                index=self.setup.validation.index,
-                per_interval=1,
-                repeats=self.config.bound.repeats,
-                batch_size=self.config.bound.batch_size,
-            )
-            found = thresholds.best_weights(curves)
-            pair = thresholds.best_pair(curves)._asdict()
-            chosen = {name: getattr(found, name) for name in ("gamma", "convex", "affine", "condition")}
-            return chosen | {f"pair_{name}": value for name, value in pair.items()}
-
-        return self.run.stage(f"weights_{number}", compute)
+        tables = untrained.tables(self.config, self.run, self.setup, pools)
+        found = untrained.fixed(pools, tables, self.seeds)
+        if not self.has_merge:
+            method, cuts = untrained.switch_within(pools, tables)
+            self.cuts += cuts
+            found.insert(0, method)
+        return found
 
     def collapse(self) -> dict[str, Any]:
         """Usage during training from a gate that prefers the first expert, with and without the load penalty."""
         offset = np.zeros(self.asked.count)
         offset[0] = self.asked.collapse_offset
-        experts = self.specialists(self.asked.count, self.asked.experts)
-        arms = {}
-        for load in (True, False):
-            variant = Variant(f"collapse_{'with' if load else 'without'}", "", "", load=load, entropy=False)
-            curves = []
-            for seed in self.seeds:
-                _, record = self.train(
-                    variant,
-                    seed,
-                    experts,
-                    parts="gate",
-                    steps=self.asked.collapse_steps,
-                    warm_fraction=0.0,
-                    learning_rate=self.asked.learning_rate,
-                    change=lambda gated: gated.but(experts=experts, gate=offset_logits(gated.gate, offset)),
-                )
-                curves.append({name: record[name] for name in ("usage_step", "usage")})
-            arms[f"{'with' if load else 'without'} L_load"] = curves
-        return {"offset": self.asked.collapse_offset, "arms": arms}
+        experts = self.sources.specialists(self.asked.count, self.asked.experts)
+        return {
+            "offset": self.asked.collapse_offset,
+            "arms": {
+                f"{'with' if load else 'without'} L_load": self.arm(load, offset, experts)
+                for load in (True, False)
+            },
+        }
+
+    def arm(self, load: bool, offset: np.ndarray, experts) -> list[dict[str, np.ndarray]]:
+        """Usage curves of one arm of the collapse study, one per seed."""
+        key = f"collapse_{'with' if load else 'without'}"
+        variant = Variant(key, "", "", load=load, entropy=False)
+        train_one = functools.partial(
+            self.train,
+            variant,
+            experts=experts,
+            parts="gate",
+            steps=self.asked.collapse_steps,
+            warm_fraction=0.0,
+            learning_rate=self.asked.learning_rate,
+            change=lambda gated: gated.but(experts=experts, gate=offset_logits(gated.gate, offset)),
+        )
+        records = [train_one(seed=seed)[1] for seed in self.seeds]
+        return [{name: record[name] for name in ("usage_step", "usage")} for record in records]

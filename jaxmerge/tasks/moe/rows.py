@@ -68,13 +68,14 @@ VARIANTS = (
 def variants(asked: ConfigDict) -> list[Variant]:
     """Rows with the config's number of experts, and row B with every other number.
 
-    Where all mixtures share a trunk already, the row that changes to one is left out.
+    Where all mixtures share a trunk already, the row that changes to one is left out; a pool of experts has neither
+    other kinds nor other numbers of them.
     """
-    usual = [v for v in VARIANTS if v.experts is None or v.experts != asked.experts]
+    usual = [v for v in VARIANTS if v.experts is None or not (asked.pool or v.experts == asked.experts)]
     extra = [
         Variant(f"B{k}", f"B, K = {k}", f"Soft gates over {k} experts, one per slice.", count=int(k))
         for k in asked.counts
-        if k != asked.count
+        if k != asked.count and not asked.pool
     ]
     return [*usual, *extra]
 
