@@ -6,16 +6,18 @@
 
 Memory per device on 8 devices of 80 GB, float32, as the dry run estimates it for K = 4:
 
-    =========  =======  ======  ===========================  ==================================
-    size       images   GiB     of them trained parameters   kept from forward to backward pass
-    =========  =======  ======  ===========================  ==================================
-    256x256    2        21.6    1.0 (43.9 million)           20.7
-    1024x1024  1        36.3    0.6 (28.3 million)           35.6
-    =========  =======  ======  ===========================  ==================================
+    =========  =======  ========  ===================  ========  =====  ===============
+    size       images   training  kept for its         sampling  bound  samples of one
+                        GiB       backward pass, GiB   GiB       GiB    seed, host, GiB
+    =========  =======  ========  ===================  ========  =====  ===============
+    256x256    2        22.0      21.1                 2.8       1.2    1.8
+    1024x1024  1        37.0      35.7                 8.5       4.3    29.3
+    =========  =======  ========  ===================  ========  =====  ===============
 
-The second part grows with pixels and with K, since all experts see all images in training; it is why the networks of
-1024x1024 are narrow at the top (16 channels), why a device has one image there, and why K = 8 is left out there (about
-72 GiB). Sampling keeps nothing: the top 2 of K run one after the other.
+The host needs twice the last column while samples are put together. What is kept for the backward pass grows with
+pixels and with K, since all experts see all images in training; it is why the networks of 1024x1024 are narrow at the
+top (16 channels), why a device has one image there, and why K = 8 is left out there (about 72 GiB). Sampling keeps
+nothing: the top 2 of K run one after the other.
 """
 
 from configs import cifar10_moe, default

@@ -22,6 +22,7 @@ def get_config(variant: str = ""):
     config.task = "moe"
     config.title = "VDM and EDM of photographs under a trained gate"
     config.likelihood.control = "multistep"
+    config.likelihood.n_images = 20
     config.moe.slices = ("colour_variance", "texture")
     config.moe.batch_size = 32
     config.moe.eval_every = 20

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import celeba_hq_moe, cifar10_moe, default, lsun_church_moe
 from jaxmerge import app
+from jaxmerge.experts import io
 from jaxmerge.gate.cost import parameter_counts
 from jaxmerge.settings import load_config
 from jaxmerge.tasks.moe import dry_run
@@ -108,7 +111,7 @@ def test_joint_training_gives_every_seed_its_own_experts():
 
 def test_a_plan_counts_every_trained_parameter_six_times():
     config = default.get_config()
-    config.moe.parts = "all"
+    config.moe.parts, config.moe.base = "all", "fresh"
     config.expert.width, config.expert.depth = 8, 1
     gated = dry_run.abstract_mixture(config, 2)
     count = parameter_counts(gated)["total"]
@@ -121,6 +124,65 @@ def test_a_plan_counts_every_trained_parameter_six_times():
     assert dry_run.plan(config, 2)["kept_for_backward_gib"] == pytest.approx(
         2 * found["kept_for_backward_gib"], rel=0.05
     )
+
+
+def test_a_plan_is_of_the_checkpoint_that_experts_start_from_where_it_is_there():
+    config = default.get_config()
+    config.moe.parts = "all"
+    shipped = sum(leaf.size for leaf in jax.tree.leaves(io.shipped("digits_vdm")))
+    found = dry_run.plan(config, 2)
+    assert found["parameters_experts"] == 2 * shipped
+    assert found["network"] == "the network of the checkpoint digits_vdm"
+    config.experts.low = "no/such/checkpoint"
+    config.expert.width, config.expert.depth = 8, 1
+    smaller = dry_run.plan(config, 2)
+    assert smaller["parameters_experts"] < shipped
+    assert "section expert, since the checkpoint no/such/checkpoint is not there" in smaller["network"]
+
+
+def test_a_plan_counts_the_phase_that_needs_more_and_the_calls_of_the_evaluation():
+    config = default.get_config()
+    config.moe.base = "fresh"
+    config.expert.width, config.expert.depth = 8, 1
+    # Frozen experts were trained on their slices before.
+    frozen = dry_run.plan(config, 2)
+    assert (
+        frozen["total_gib"] == frozen["warm_up_gib"] > frozen["state_gib"] + frozen["kept_for_backward_gib"]
+    )
+    config.moe.parts = "all"
+    both = dry_run.plan(config, 2)
+    assert both["total_gib"] == both["state_gib"] + both["kept_for_backward_gib"] > both["warm_up_gib"]
+    weights = both["parameters_total"] * 4 / 2**30
+    for name, section in (("sampling_gib", config.sampling), ("bound_gib", config.bound)):
+        section.batch_size *= 2
+        assert dry_run.plan(config, 2)[name] - weights == pytest.approx(2 * (both[name] - weights), rel=0.01)
+    assert both["samples_host_gib"] == config.sampling.n_samples * 64 / 2**30
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "each"), [(16, 8, 2), (8, 8, 1), (12, 8, 2), (9, 8, 3), (11, 8, 11), (4, 8, 1)]
+)
+def test_as_many_devices_as_divide_a_batch_share_it(count, devices, each):
+    assert dry_run.on_each(count, devices) == each
+
+
+def test_arrays_that_are_alive_at_once_are_counted_until_they_are_last_read():
+    def chain(x):
+        for _ in range(5):
+            x = jnp.sin(x)
+        return x
+
+    def spread(x):
+        parts = [jnp.sin(x) * i for i in range(5)]
+        return sum(parts)
+
+    x = jax.ShapeDtypeStruct((100,), jnp.float32)
+    alive = {f: dry_run.alive_bytes(jax.make_jaxpr(f)(x).jaxpr) for f in (chain, spread)}
+    assert alive[chain] == 2 * 400
+    assert alive[spread] > 5 * 400
+    # What runs inside a call is alive with what is outside.
+    inner = jax.make_jaxpr(lambda x: jax.jit(chain)(x) + jnp.cos(x))(x)
+    assert dry_run.alive_bytes(inner.jaxpr) == 3 * 400
 
 
 @pytest.mark.slow
@@ -158,7 +220,7 @@ def test_a_dry_run_takes_a_step_of_each_phase_without_the_data(name):
     assert app.main(arguments) == 0
     assert "fits into 80 GiB" in results()["finding"]
     losses = Path("w/gates/miniature/losses.csv").read_text().splitlines()
-    assert len(losses) == 3
+    assert len(losses) == 3 and "usage_3" in losses[0] and "usage_4" not in losses[0]
 
 
 @pytest.mark.parametrize(

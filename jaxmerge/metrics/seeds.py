@@ -45,6 +45,20 @@ class SeedSummary(NamedTuple):
     definition: str
 
 
+def student(freedom: float, confidence: float = 0.95) -> float:
+    """Half the width of Student's interval in units of the standard error.
+
+    Args:
+        freedom: degrees of freedom, not necessarily whole.
+        confidence: level of the interval, in (0, 1).
+
+    Example:
+        >>> round(student(2), 2)
+        4.3
+    """
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom))
+
+
 def over_seeds(
     results: Sequence[Any] | Float[np.ndarray, " n"],
     *,
@@ -97,6 +111,6 @@ def over_seeds(
     half = float("nan")
     if count > 1:
         std = float(values.std(ddof=1))
-        half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * std / count**0.5
+        half = student(count - 1, confidence) * std / count**0.5
     ends = (float(values.min()), float(values.max()), mean - half, mean + half)
     return SeedSummary(mean, std, *ends, confidence, tuple(values.tolist()), seeds, definitions[0])

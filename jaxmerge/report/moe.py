@@ -1,9 +1,11 @@
 """Figures and sections of runs about gated mixtures; their keys in `results`, besides those of ``page.py``.
 
 rows, columns    one row per method; columns [[header, value's key, error's key, deviation's key]]
-gate_weights     {"experts": [name], "methods": {name: {"gamma" [G], "mean" [G][K], optionally "sd"}}}
+                 and for a range also [lower end's key, upper end's key]
+gate_weights     {"experts": [name], "methods": {name: {"gamma" [G], "mean" [G][K], optionally "sd" [G][K], and of gates
+                 "entropy" [G] (nats) and "effective" [G] (experts)}}}
 gate_slices      {method: {kind: {"names" [S], "usage" [S][K], "bpd" [S], optionally "accuracy" [K]}}}
-slices           [what `SliceSet.report` returns]
+slices           [what `SliceSet.report` returns], one per kind, number and split
 collapse         {"offset", "arms": {name: [{"usage_step" [T], "usage" [T][K]}]}}: one entry per seed
 gates            [{"method", "entropy", "effective_experts", "least_used", "most_used", "experts"}]
 tuning           [{"width", "diffusion_bpd", "se", "best_step"}], gate_width
@@ -16,15 +18,20 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxmerge.report import quality, style, tables
+from jaxmerge.report import style, tables
+from jaxmerge.report.plane import look, plane
 from jaxmerge.report.style import COLORS, MORE, new_figure, styled
 
 CAPTIONS = {
-    "method_plane": "Likelihood against sample quality of all methods; lower left is better. Bars: standard error over "
-    "images (shared by all methods) and standard deviation over seeds.",
-    "gate_weights": "Weights of every expert against the noise level: means over the test images; bands are the "
-    "standard deviation over gates. Noise rises to the right.",
-    "gate_slices": "Mean weight of every expert on the images of every slice, over all noise levels.",
+    "method_plane": "Likelihood against sample quality of all methods; lower left is better. The exact likelihood is not "
+    "defined for every method, the bound is. Above: bars across are the standard error over images, which all methods "
+    "share, joined with that over models, sqrt(se² + sd²/S); bars upwards the standard deviation over seeds. Below: those "
+    "that lie together, without bars. What can be told apart, the paired differences say.",
+    "gate_weights": "Weights of every expert that were used, against the noise level: means over the test images; bands are "
+    "the standard deviation over gates. Noise rises to the right.",
+    "effective_experts": "Effective experts, exp of the entropy of the gate's weights (before a choice of the top k), "
+    "averaged over test images and gates: 1 where one expert has all the weight, K where all have the same.",
+    "gate_slices": "Mean weight that was used of every expert on the images of every slice, over all noise levels.",
     "collapse": "Usage of the experts during training, from a gate whose first logit starts high; one line per expert "
     "and seed.",
 }
@@ -36,36 +43,6 @@ def _grid(count: int, columns: int, width: float, height: float):
     lines = -(-count // columns)
     figure = new_figure(width * columns, height * lines)
     return figure, [figure.add_subplot(lines, columns, i + 1) for i in range(count)]
-
-
-@styled
-def plane(results: dict[str, Any]) -> Figure | None:
-    """Every method at its likelihood and distance; the bound where no likelihood was measured."""
-    judged = quality.names(results)
-    rows = results["rows"]
-    quantity = "bpd" if any(r.get("bpd") is not None for r in rows) else "vlb"
-    here = [r for r in rows if r.get(quantity) is not None and r.get(judged.column) is not None]
-    if len(here) < 2:
-        return None
-    figure = new_figure(8.6, 4.2)
-    axis = figure.add_subplot()
-    others = (COLORS["merged"], *MORE, style.INK)
-    for i, line in enumerate(here):
-        axis.errorbar(
-            line[quantity],
-            line[judged.column],
-            line.get(f"{judged.column}_sd") or 0.0,
-            line.get(f"{quantity}_sd") or 0.0,
-            marker="os^Dv"[i // len(others) % 5],
-            color=COLORS.get(line["method"], others[i % len(others)]),
-            capsize=2,
-            ls="",
-            label=line["method"],
-        )
-    axis.set_xlabel("bits per dimension, " + ("exact" if quantity == "bpd" else "bound"))
-    axis.set_ylabel(judged.long)
-    figure.legend(loc="outside right center", fontsize=7.5)
-    return figure
 
 
 @styled
@@ -91,13 +68,36 @@ def weights(shown: dict[str, Any]) -> Figure:
         axis.set_ylim(min(-0.03, max(low, -1.0) - 0.03), max(1.03, min(high, 2.0) + 0.03))
         axis.set_title(name, loc="left", fontsize=8.5)
         axis.set_xlabel("γ")
+    _legend(figure, axes)
+    return figure
+
+
+def _legend(figure: Figure, axes: list) -> None:
+    """One legend of the experts above all panels, that of the panel with the most of them."""
     handles, names = max((a.get_legend_handles_labels() for a in axes), key=lambda pair: len(pair[0]))
     figure.legend(handles, names, loc="outside upper center", ncols=8)
+
+
+@styled
+def effective(shown: dict[str, Any]) -> Figure | None:
+    """Effective experts of every gate over the noise range; None where no method has them."""
+    methods = {name: curve for name, curve in shown["methods"].items() if curve.get("effective") is not None}
+    if not methods:
+        return None
+    figure = new_figure(8.6, max(3.0, 0.6 + 0.19 * len(methods)))
+    axis = figure.add_subplot()
+    for i, (name, curve) in enumerate(methods.items()):
+        values = np.array(curve["effective"], float)
+        axis.plot(curve["gamma"], values, **look(i, name), markersize=3, markevery=3, lw=1.1, label=name)
+    axis.set_xlabel("γ")
+    axis.set_ylabel("effective experts")
+    axis.set_ylim(bottom=min(0.95, axis.get_ylim()[0]))
+    figure.legend(loc="outside right center", fontsize=7.5)
     return figure
 
 
 @styled
-def usage_by_slice(found: dict[str, Any]) -> Figure:
+def usage_by_slice(found: dict[str, Any], experts: list[str] = ()) -> Figure:
     """Stacked bars: one panel per method and kind of slice, one bar per slice."""
     panels = [(m, kind, part) for m, kinds in found.items() for kind, part in kinds.items()]
     figure, axes = _grid(len(panels), 4, 2.5, 2.1)
@@ -105,7 +105,9 @@ def usage_by_slice(found: dict[str, Any]) -> Figure:
         usage = np.array(part["usage"], float)
         floor = np.zeros(len(usage))
         for k in range(usage.shape[1]):
-            axis.bar(np.arange(len(usage)), usage[:, k], 0.75, bottom=floor, color=PALETTE[k % len(PALETTE)])
+            label = experts[k] if k < len(experts) else f"expert {k + 1}"
+            color = PALETTE[k % len(PALETTE)]
+            axis.bar(np.arange(len(usage)), usage[:, k], 0.75, bottom=floor, color=color, label=label)
             floor += usage[:, k]
         names = [
             str(n).removeprefix("class ").removeprefix(kind.replace("_", " ") + " ") for n in part["names"]
@@ -114,6 +116,7 @@ def usage_by_slice(found: dict[str, Any]) -> Figure:
         axis.set_title(f"{method}\n{kind.replace('_', ' ')}", loc="left", fontsize=7.5)
         axis.set_ylim(0, 1)
         axis.grid(axis="x", visible=False)
+    _legend(figure, axes)
     return figure
 
 
@@ -122,31 +125,32 @@ def collapse(found: dict[str, Any]) -> Figure:
     """Usage over training, one panel per arm."""
     figure, axes = _grid(len(found["arms"]), 2, 4.2, 2.8)
     for axis, (name, seeds) in zip(axes, found["arms"].items(), strict=True):
-        for curve in seeds:
+        for number, curve in enumerate(seeds):
             usage = np.array(curve["usage"], float)
             for k in range(usage.shape[1]):
-                axis.plot(
-                    curve["usage_step"], usage[:, k], color=PALETTE[k % len(PALETTE)], alpha=0.75, lw=1.2
-                )
+                label = f"expert {k + 1}" if number == 0 else None
+                color = PALETTE[k % len(PALETTE)]
+                axis.plot(curve["usage_step"], usage[:, k], color=color, alpha=0.75, lw=1.2, label=label)
         axis.axhline(0.95, color=style.INK, lw=0.8, ls=":")
         axis.set_title(name, loc="left", fontsize=9)
         axis.set_xlabel("step")
         axis.set_ylim(0, 1.02)
     axes[0].set_ylabel("usage; dotted: collapse")
+    _legend(figure, axes)
     return figure
 
 
 def figures(results: dict[str, Any]) -> dict[str, Figure]:
     """Every figure for which the run has data."""
-    drawn = {}
-    if results.get("columns"):
-        shown = plane(results)
-        if shown is not None:
-            drawn["method_plane"] = shown
-    for name, draw in (("gate_weights", weights), ("gate_slices", usage_by_slice), ("collapse", collapse)):
-        if results.get(name):
-            drawn[name] = draw(results[name])
-    return drawn
+    drawn = {"method_plane": plane(results) if results.get("columns") else None}
+    shown = results.get("gate_weights")
+    if shown:
+        drawn |= {"gate_weights": weights(shown), "effective_experts": effective(shown)}
+    if results.get("gate_slices"):
+        drawn["gate_slices"] = usage_by_slice(results["gate_slices"], shown["experts"] if shown else ())
+    if results.get("collapse"):
+        drawn["collapse"] = collapse(results["collapse"])
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def narrative(results: dict[str, Any]) -> str:
@@ -176,40 +180,69 @@ def gates(results: dict[str, Any]) -> str:
             f"<p>Width of the gate, tried once with one seed; diffusion term of the validation images: {words}. Chosen: "
             f"{results['gate_width']}.</p>"
         )
-    lines = [
-        [method, kind, name, tables.with_error(part["bpd"][s]), _share(part, s)]
+    return "".join(parts) + per_slice(results)
+
+
+def per_slice(results: dict[str, Any]) -> str:
+    """Bound of every method on every slice, and how often the gate chose the expert that was made for it."""
+    found = [
+        (method, kind, part, s)
         for method, kinds in results.get("gate_slices", {}).items()
         for kind, part in kinds.items()
-        for s, name in enumerate(part["names"])
+        for s in range(len(part["names"]))
     ]
-    if lines:
-        table = tables.html_table(
-            ["method", "kind of slice", "slice", "diffusion term, bpd", "top weight is its expert's"], lines
-        )
-        parts.append(f"<details><summary>bound and accuracy per slice</summary>{table}</details>")
-    return "".join(parts)
+    if not found:
+        return ""
+    header = ["method", "kind of slice", "slice", "diffusion term, bpd"]
+    lines = [[m, kind, part["names"][s], tables.with_error(part["bpd"][s])] for m, kind, part, s in found]
+    summary = "diffusion term per slice"
+    if any(part.get("accuracy") for _, _, part, _ in found):
+        header.append("top weight is its expert's")
+        lines = [[*line, _share(part, s)] for line, (_, _, part, s) in zip(lines, found, strict=True)]
+        summary += ", and accuracy on the slices that experts were made for"
+    return f"<details><summary>{summary}</summary>{tables.html_table(header, lines)}</details>"
 
 
 def _share(part: dict[str, Any], s: int) -> str:
-    if part.get("accuracy") is None or part["accuracy"][s] is None:
+    if not part.get("accuracy") or part["accuracy"][s] is None:
         return "–"
     return f"{100 * part['accuracy'][s]:.1f} %"
 
 
 def slices(results: dict[str, Any]) -> str:
-    """Sizes, definitions and overlaps of the slices."""
-    lines = []
-    for found in results.get("slices", []):
-        for one in found["slices"]:
+    """Sizes, definitions and overlaps of the slices, on every split that they were counted on."""
+    found = results.get("slices", [])
+    if not found:
+        return ""
+    splits = list(dict.fromkeys(f["split"] for f in found))
+    groups: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in found:
+        groups.setdefault((one["kind"], len(one["slices"])), {})[one["split"]] = one
+    lines, overlaps = [], []
+    for (kind, count), by_split in groups.items():
+        first = next(iter(by_split.values()))
+        for s, one in enumerate(first["slices"]):
+            sizes = [str(by_split[p]["slices"][s]["images"]) if p in by_split else "–" for p in splits]
             how = {k: v for k, v in one.items() if k not in ("name", "images")}
-            lines.append([found["kind"], one["name"], str(one["images"]), _in_words(how)])
-    text = "".join(
-        f'<p class="soft">{html.escape(f["kind"])}, {len(f["slices"])} slices of {f["images"]} {f["split"]} images: '
-        f"{f['in_several']} images in several, {f['in_none']} in none.</p>"
-        for f in results.get("slices", [])
+            lines.append([f"{kind}, {count}", one["name"], *sizes, _in_words(how)])
+        overlaps += [_overlap(one) for one in by_split.values()]
+    header = ["kind, number", "slice", *(f"{split} images" for split in splits), "definition"]
+    return (
+        f"<details><summary>sizes and thresholds</summary>{tables.html_table(header, lines)}</details>"
+        f"<details><summary>overlaps</summary>{''.join(overlaps)}</details>"
     )
-    table = tables.html_table(["kind", "slice", "images", "definition"], lines)
-    return f"<details><summary>sizes and thresholds</summary>{text}{table}</details>" if lines else ""
+
+
+def _overlap(found: dict[str, Any]) -> str:
+    """How many images each two slices share, with a slice's own on the diagonal; in a sentence where they share none."""
+    names = [one["name"] for one in found["slices"]]
+    said = f"{found['kind']}, {len(names)} slices of {found['images']} {found['split']} images: "
+    said += f"{found['in_several']} images in several, {found['in_none']} in none."
+    if not found["in_several"]:
+        return f'<p class="soft">{html.escape(said)}</p>'
+    lines = [[name, *map(str, counts)] for name, counts in zip(names, found["overlap"], strict=True)]
+    table = tables.html_table(["images in both", *names], lines)
+    return f'<p class="soft">{html.escape(said)}</p>{table}'
 
 
 def _in_words(how: dict[str, Any]) -> str:

@@ -166,7 +166,7 @@ def page(results: dict[str, Any], drawn: dict[str, style.Figure]) -> str:
         ("Terms of the bound", show("bound_terms")),
         ("Best weights per noise level", show("weights")),
         ("Every metric against the threshold", show("all_metrics")),
-        ("Weights of the gates", show("gate_weights") + moe.gates(results)),
+        ("Weights of the gates", show("gate_weights") + show("effective_experts") + moe.gates(results)),
         ("Usage per slice", show("gate_slices") + moe.slices(results)),
         ("Collapse", show("collapse")),
         ("Training", show("training") + show("training_levels")),

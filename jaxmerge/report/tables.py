@@ -1,6 +1,7 @@
 """Rows of measurements as text: terminal, HTML, Markdown; every value with its standard error."""
 
 import html
+import itertools
 import math
 from typing import Any
 
@@ -129,16 +130,27 @@ def score_cell(row: dict[str, Any], column: str) -> str:
 def method_columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a table of methods, whose columns the run chose (see ``report/moe.py``)."""
 
-    def cell(row, value, error, deviation):
+    def cell(row, value, error, deviation, *ends):
         number = row.get(value)
         if isinstance(number, int) or value.startswith("nfe"):
             return whole(number)
+        if ends:
+            low, high = (row.get(end) for end in ends)
+            return "–" if number is None else f"{number:.3g} ({low:.3g} to {high:.3g})"
         text = with_error(number, row.get(error))
         return text if row.get(deviation) is None else f"{text} [{row[deviation]:.2g}]"
 
     chosen = results["columns"]
     cells = [[row["method"], *(cell(row, *keys) for _, *keys in chosen)] for row in results["rows"]]
     return ["method", *(header for header, *_ in chosen)], cells
+
+
+def fitting(header: list[str], cells: list[list[str]], width: int) -> tuple[list[str], list[list[str]]]:
+    """The first columns of a table that stand side by side in so many characters, two at least."""
+    # A column's border and the blanks around its cells take three.
+    widths = (3 + max(map(len, column)) for column in zip(header, *cells, strict=True))
+    count = max(2, sum(total < width for total in itertools.accumulate(widths)))
+    return header[:count], [line[:count] for line in cells]
 
 
 def published_columns(paper: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -202,11 +214,15 @@ def print_table(title: str, header: list[str], cells: list[list[str]], console: 
 
 def print_summary(results: dict[str, Any], console: Console) -> None:
     """The main table, the paper's if the run has any, what differs from the paper, and the finding on the terminal."""
-    header, cells = columns(results)
+    full, cells = columns(results)
+    header, cells = fitting(full, cells, console.width) if results.get("columns") else (full, cells)
     if cells:
         print_table(results.get("title") or results.get("name"), header, cells, console)
         if any(line[0].endswith("★") for line in cells):
             console.print("★ proposed from training and validation images", highlight=False)
+        if len(header) < len(full):
+            left_out = ", ".join(full[len(header) :])
+            console.print(f"in the report besides: {left_out}", highlight=False, markup=False, soft_wrap=True)
     for paper in results.get("published", []):
         title = f"Beside table {paper['table']} of {paper['source']}, {paper['data']}"
         print_table(title, *published_columns(paper), console)

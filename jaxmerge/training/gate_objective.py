@@ -4,7 +4,8 @@
 
 L_NLL is the diffusion term of the bound over the mixture's range, with antithetic noise levels as in
 ``objectives.vdm_loss``; the penalties are in ``gate/regularisers.py``. L_align, off by default, is the
-cross-entropy of the weights against the slices that an image belongs to (the slice-aligned baseline).
+cross-entropy of the weights against the slices that an image belongs to (the slice-aligned baseline), of those whose
+experts answer at its level.
 
 Phase 1 of the two-phase schedule warms every expert up on its own slice, each over its own range:
 
@@ -123,7 +124,7 @@ def mixture_loss(
     usage = regularisers.usage_over_devices(mixing, mean)
     load = regularisers.load_penalty(usage, mean(regularisers.uniform_usage(blend.available)))
     negative_entropy = regularisers.negative_entropy(blend.log_weights)
-    align = jnp.mean(regularisers.alignment(blend.log_weights, batch.members))
+    align = jnp.mean(regularisers.alignment(blend.log_weights, batch.members * blend.available))
     loss = nll + penalties.load * load + penalties.entropy * negative_entropy + penalties.align * align
     picked = jnp.exp(blend.chosen) > 0
     errors = jnp.mean((eps[:, None] - blend.each) ** 2, axis=(2, 3, 4))
@@ -159,13 +160,15 @@ def warm_loss(
     """Phase 1: every expert on its own slice. Arguments and figures as in `mixture_loss`.
 
     Args:
-        batch: image b belongs to slice b mod K (see `gate_step.warm_batch`).
+        batch: image b belongs to slice b mod K (see `gate_step.warm_places`), also in a device's part: whole groups
+            of K images.
 
     Returns:
         As `mixture_loss`; "nll" is the mean of the experts' own errors, "load" is zero.
     """
     level_key, noise_key, gate_key = jax.random.split(key, 3)
     count = len(gated.experts)
+    assert len(batch.images) % count == 0, "parts of a warm-up batch are whole groups of K images"
     losses, states, levels = [], [], []
     for k, expert in enumerate(gated.experts):
         low, high = expert.gamma_range

@@ -6,12 +6,14 @@ warm-up of every expert on its own slice of the data and then joint training wit
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import Bool
 
 from jaxmerge.data import Dataset
@@ -75,19 +77,37 @@ def gate_validator(
     members: Bool[np.ndarray, "N K"] | None = None,
     seed: int = 0,
     repeats: int = 8,
+    batch_size: int = 128,
     log: Callable[[str], None] = print,
 ) -> Callable[[Gated], dict[str, float]]:
     """A function from the trained parts to figures on `data`, from the same noise at every call.
 
     The best weights are chosen by "diffusion_bpd": the penalties have no part in it. A collapsed gate is
     reported to `log`.
+
+    Args:
+        frozen: the other parts.
+        data: validation images.
+        members: which of them belong to slice k.
+        seed: of the noise.
+        repeats: noise draws per image.
+        batch_size: images per device and call, each seen by all experts; changes memory, not the figures.
+        log: takes a sentence.
     """
     key = jax.random.key(seed)
     scale = PixelScale(data.levels)
 
     def evaluate(trained: Gated) -> dict[str, float]:
         gated = join(trained, frozen)
-        measured = measure(gated, data.images, key=key, index=data.index, repeats=repeats, scale=scale)
+        measured = measure(
+            gated,
+            data.images,
+            key=key,
+            index=data.index,
+            repeats=repeats,
+            scale=scale,
+            batch_size=batch_size,
+        )
         warning = measured.collapse_warning()
         if warning:
             log(warning)
@@ -120,8 +140,9 @@ def train_gated(
     save_every: int = 1000,
     eval_every: int = 500,
     repeats: int = 8,
+    eval_batch_size: int = 128,
     on_eval: Callable[[int, Gated], None] | None = None,
-    on_losses: Callable[[list[dict[str, float]]], None] | None = None,
+    on_rows: Callable[[str, list[dict[str, float]]], None] | None = None,
     settings: dict[str, Any] | None = None,
     progress: Callable | None = None,
     log: Callable[[str], None] = print,
@@ -131,8 +152,9 @@ def train_gated(
     Args:
         gated: the mixture with a fresh gate; with `top_k` its choice is part of the objective.
         data, validation: training images, and those that choose the best weights.
-        steps, batch_size, workdir, ema_decay, seed, save_every, eval_every, progress, log: see `loop.train`; the
-            devices must be able to share a batch evenly.
+        steps, batch_size, workdir, ema_decay, seed, save_every, eval_every, progress, log: see `loop.train`. A
+            warm-up takes the next multiple of K images, shared by as many devices as divide its groups of K; an
+            image passes through one expert there.
         learning_rate, warmup_steps, weight_decay, clip, b2: see `make_optimizer`; gradients are averaged over
             devices before they are clipped.
         parts: "gate", "adapters" or "all", see `gate_parts.split`.
@@ -141,9 +163,9 @@ def train_gated(
         warm_fraction: share of the steps in which every expert trains on its own slice (with `parts` other
             than "gate").
         bias_rate: step of the bias that balances a top-k choice without a penalty; 0 leaves it alone.
-        repeats: noise draws per validation image.
+        repeats, eval_batch_size: noise draws per validation image; images per device and call of a validation.
         on_eval: called after each evaluation with the steps done and the EMA mixture.
-        on_losses: called with the rows of ``losses.csv`` as they are written.
+        on_rows: see `loop.train_by`.
         settings: what else makes this another run, plain JSON.
 
     Returns:
@@ -152,18 +174,29 @@ def train_gated(
     Raises:
         ValueError: see `loop.train`; or a schedule, slices or a balancing that do not fit the mixture.
     """
-    members = _checked(gated, data, members, penalties, parts, warm_fraction, bias_rate, batch_size)
+    identity = _choice(gated) | _hashes(members=members, validation_members=validation_members)
+    members = _checked(gated, data, members, penalties, parts, warm_fraction, bias_rate)
     trained, frozen = split(gated, parts)
     optimizer_settings = dict(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, clip=clip, b2=b2
     )
-    optimizer = make_optimizer(steps=steps, **optimizer_settings)
+    optimizer, *programs = _programs(
+        len(gated.experts),
+        data.levels,
+        (("steps", steps), *optimizer_settings.items()),
+        parts,
+        penalties,
+        batch_size,
+        ema_decay,
+        bias_rate,
+    )
     warm_steps = round(warm_fraction * steps)
+    chosen = dict(seed=seed, size=batch_size, steps=steps, warm_steps=warm_steps)
     step = gate_step.two_phases(
-        *_programs(data, optimizer, parts, penalties, batch_size, ema_decay, bias_rate),
+        *programs,
         frozen,
         warm_steps=warm_steps,
-        batches=_batches(data, members, len(gated.experts), warm_steps, seed=seed, size=batch_size),
+        batches=gate_step.batches(data, members, **chosen),
     )
     result = train_by(
         step,
@@ -175,11 +208,17 @@ def train_gated(
         save_every=save_every,
         eval_every=eval_every,
         evaluate=gate_validator(
-            frozen, validation, members=validation_members, seed=seed, repeats=repeats, log=log
+            frozen,
+            validation,
+            members=validation_members,
+            seed=seed,
+            repeats=repeats,
+            batch_size=eval_batch_size,
+            log=log,
         ),
         monitor="diffusion_bpd",
         on_eval=None if on_eval is None else lambda done, ema: on_eval(done, join(ema, frozen)),
-        on_losses=on_losses,
+        on_rows=on_rows,
         settings={
             "batch_size": batch_size,
             "ema_decay": ema_decay,
@@ -188,7 +227,7 @@ def train_gated(
             "penalties": dataclasses.asdict(penalties),
             "warm_fraction": warm_fraction,
             "bias_rate": bias_rate,
-            "top_k": gated.top_k,
+            **identity,
             **(settings or {}),
         },
         progress=progress,
@@ -197,35 +236,39 @@ def train_gated(
     return GateResult(join(result.expert, frozen), join(result.last, frozen), result.record)
 
 
+def _choice(gated: Gated) -> dict[str, Any]:
+    """Which weights a mixture uses; those settings of a choice only where there is one."""
+    names = ("top_k",) if gated.top_k is None else ("top_k", "renormalise", "capacity_factor")
+    return {name: getattr(gated, name) for name in names}
+
+
+def _hashes(**members: Bool[np.ndarray, "N K"] | None) -> dict[str, str]:
+    """SHA-256 of which images belong to which slice, where there are slices."""
+    return {
+        name: hashlib.sha256(np.asarray(values, bool).tobytes()).hexdigest()
+        for name, values in members.items()
+        if values is not None
+    }
+
+
+@functools.lru_cache(maxsize=2)
 def _programs(
-    data, optimizer, parts, penalties, batch_size, ema_decay, bias_rate
-) -> tuple[Callable, Callable]:
-    """A step of the warm-up and one of the joint phase."""
+    count: int, levels: int, optimizing, parts: str, penalties: Penalties, batch_size, ema_decay, bias_rate
+) -> tuple[optax.GradientTransformation, Callable, Callable]:
+    """The optimizer, a step of the warm-up and one of the joint phase; kept, so that another seed compiles nothing."""
+    optimizer = make_optimizer(**dict(optimizing))
     make = functools.partial(
         gate_step.make_program, optimizer=optimizer, ema_decay=ema_decay, dropout=parts != "gate"
     )
-    common = dict(total=batch_size, scale=PixelScale(data.levels), penalties=penalties)
-    warm = functools.partial(gate_objective.warm_loss, **common)
-    joint = functools.partial(gate_objective.mixture_loss, **common)
-    return make(warm, bias_rate=0.0), make(joint, bias_rate=bias_rate)
+    common = dict(scale=PixelScale(levels), penalties=penalties)
+    groups = gate_step.groups_of(batch_size, count)
+    warm = functools.partial(gate_objective.warm_loss, total=groups * count, **common)
+    joint = functools.partial(gate_objective.mixture_loss, total=batch_size, **common)
+    phases = make(warm, bias_rate=0.0, shares=groups), make(joint, bias_rate=bias_rate, shares=batch_size)
+    return optimizer, *phases
 
 
-def _batches(data, members, count: int, warm_steps: int, *, seed: int, size: int) -> Callable[[int], Any]:
-    """The batch of a step: every expert's own slice in the warm-up, any images afterwards."""
-    slices = gate_step.check_slices(members, count) if warm_steps else []
-
-    def batch(done: int):
-        chosen = dict(seed=seed, step=done, size=size)
-        if done < warm_steps:
-            return gate_step.warm_batch(data, members, slices, **chosen)
-        return gate_step.joint_batch(data, members, **chosen)
-
-    return batch
-
-
-def _checked(
-    gated, data, members, penalties, parts, warm_fraction, bias_rate, batch_size
-) -> Bool[np.ndarray, "N K"]:
+def _checked(gated, data, members, penalties, parts, warm_fraction, bias_rate) -> Bool[np.ndarray, "N K"]:
     """The slices (none of them, where there are none), after everything that can be refused beforehand."""
     count = len(gated.experts)
     if not 0 <= warm_fraction < 1:
@@ -233,10 +276,6 @@ def _checked(
     if warm_fraction and parts == "gate":
         raise ValueError(
             "a warm-up trains experts, but only the gate is trained; set warm_fraction=0 or train 'all'."
-        )
-    if warm_fraction and batch_size % count:
-        raise ValueError(
-            f"a warm-up needs a batch size that {count} experts can share evenly, got {batch_size}."
         )
     if bias_rate and (gated.top_k is None or gated.top_k >= count):
         raise ValueError(

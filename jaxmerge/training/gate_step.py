@@ -18,53 +18,82 @@ from jaxmerge.gate import regularisers
 from jaxmerge.gate.gated import Gated
 from jaxmerge.training.gate_objective import Batch
 from jaxmerge.training.gate_parts import join
-from jaxmerge.training.step import StepFn, TrainState, batch_indices, ema_decay_at
+from jaxmerge.training.step import ReadAhead, StepFn, TrainState, batch_indices, ema_decay_at
 
 # A number for the experts' dropout keys that no other use of a step's key has.
 DROPOUT = 0x0D0
 
 
-def joint_batch(data: Dataset, members: Bool[np.ndarray, "N K"], *, seed: int, step: int, size: int) -> Batch:
-    """Images of one step of joint training: a cut through per-epoch permutations of all images."""
-    chosen = batch_indices(seed, step, len(data), size)
-    return Batch(data.read(chosen), np.arange(size), members[chosen].astype(np.float32))
+def groups_of(size: int, count: int) -> int:
+    """Images of each of `count` slices in a warm-up step: the fewest that make at least `size` in all."""
+    return -(-size // count)
 
 
-def warm_batch(
-    data: Dataset,
-    members: Bool[np.ndarray, "N K"],
-    slices: Sequence[Int[np.ndarray, " n"]],
-    *,
-    seed: int,
-    step: int,
-    size: int,
-) -> Batch:
-    """Images of one warm-up step: row b is from slice b mod K, each slice with its own permutations.
+def warm_places(
+    slices: Sequence[Int[np.ndarray, " n"]], *, seed: int, step: int, groups: int
+) -> Int[np.ndarray, " B"]:
+    """Positions of the images of one warm-up step: row b is from slice b mod K, each slice with its own permutations.
 
     Args:
         slices: positions of each slice's images.
-        size: a multiple of K.
+        seed, step: what the images follow from.
+        groups: images of each slice.
     """
-    count = len(slices)
-    each = size // count
-    # Streams of different slices and of `joint_batch` must not meet.
-    chosen = np.stack(
-        [s[batch_indices(1_000_003 * (k + 1) + seed, step, len(s), each)] for k, s in enumerate(slices)],
-        axis=1,
-    ).ravel()
-    return Batch(data.read(chosen), np.arange(size), members[chosen].astype(np.float32))
+    # Streams of different slices and of the joint steps must not meet.
+    chosen = [
+        s[batch_indices(1_000_003 * (k + 1) + seed, step, len(s), groups)] for k, s in enumerate(slices)
+    ]
+    return np.stack(chosen, axis=1).ravel()
 
 
-def check_slices(members: Bool[np.ndarray, "N K"], experts: int) -> list[Int[np.ndarray, " n"]]:
+def batches(
+    data: Dataset,
+    members: Bool[np.ndarray, "N K"],
+    *,
+    seed: int,
+    size: int,
+    steps: int,
+    warm_steps: int = 0,
+) -> Callable[[int], Batch]:
+    """The batch of every step of a training, which follows from (seed, step) alone; images on disk are read ahead.
+
+    In the warm-up every expert's own slice takes turns (`warm_places`), afterwards the batch is a cut through
+    per-epoch permutations of all images.
+
+    Args:
+        data: training images.
+        members: which images belong to slice k.
+        seed: of the permutations.
+        size: images per step; in the warm-up the next multiple of K.
+        steps: of the whole training.
+        warm_steps: how many of them are the warm-up.
+
+    Raises:
+        ValueError: a warm-up with an empty slice.
+    """
+    slices = places_of_slices(members) if warm_steps else []
+    groups = groups_of(size, members.shape[1])
+
+    def places(step: int) -> Int[np.ndarray, " B"]:
+        if step < warm_steps:
+            return warm_places(slices, seed=seed, step=step, groups=groups)
+        return batch_indices(seed, step, len(data), size)
+
+    images = ReadAhead(data, places, steps)
+
+    def batch(step: int) -> Batch:
+        chosen = places(step)
+        return Batch(images(step), np.arange(len(chosen)), members[chosen].astype(np.float32))
+
+    return batch
+
+
+def places_of_slices(members: Bool[np.ndarray, "N K"]) -> list[Int[np.ndarray, " n"]]:
     """Positions of each slice's images.
 
     Raises:
-        ValueError: another number of slices than experts, or an empty slice.
+        ValueError: an empty slice.
     """
-    if members.ndim != 2 or members.shape[1] != experts:
-        raise ValueError(
-            f"there must be one slice per expert, got slices of the shape {list(members.shape)} for {experts} experts."
-        )
     slices = [np.flatnonzero(column) for column in members.T]
     empty = [k for k, s in enumerate(slices) if len(s) == 0]
     if empty:
@@ -131,15 +160,23 @@ def make_program(
     ema_decay: float,
     bias_rate: float,
     dropout: bool,
+    shares: int,
 ) -> Callable:
-    """``program(state, frozen, key, batch)`` -> (state, figures), on all devices."""
+    """``program(state, frozen, key, batch)`` -> (state, figures), on as many devices as divide `shares`.
+
+    Args:
+        objective: see `gradients`.
+        optimizer, ema_decay, bias_rate: see `update`.
+        dropout: whether the experts' dropout is on.
+        shares: equal parts that a batch can be cut into: its images, in a warm-up its groups of K images.
+    """
 
     def program(state: TrainState, frozen: Gated, key: Key[Array, ""], batch: Batch):
         step_key = jax.random.fold_in(key, state.step)
         loss, figures, grads = gradients(objective, state.expert, frozen, batch, step_key, dropout)
         return update(optimizer, ema_decay, bias_rate, state, figures, grads), named(loss, figures)
 
-    return parallel.training_program(program, replicated=3)
+    return parallel.training_program(program, replicated=3, batch_size=shares)
 
 
 def two_phases(

@@ -117,7 +117,7 @@ def train_by(
     monitor: str = "loss",
     on_eval: Callable[[int, Any], None] | None = None,
     on_best: Callable[[TrainResult], None] | None = None,
-    on_losses: Callable[[list[dict[str, float]]], None] | None = None,
+    on_rows: Callable[[str, list[dict[str, float]]], None] | None = None,
     settings: dict[str, Any] | None = None,
     progress: Callable | None = None,
     log: Callable[[str], None] = print,
@@ -137,7 +137,8 @@ def train_by(
         monitor: the figure whose lowest value chooses the best weights.
         on_eval: called after each evaluation with the steps done and the EMA weights (sample pictures).
         on_best: called with the result so far after each evaluation that found better weights.
-        on_losses: called with the rows of ``losses.csv`` as they are written.
+        on_rows: called as rows are written with "training" and those of ``losses.csv``, with "validation" and
+            that of ``validation.csv``; first with the first steps that this start of the run takes.
         settings: anything else that makes this another run (learning rate, architecture, ...), plain
             JSON; a workdir with other settings is refused.
         progress: ``progress(total, what, unit)``, a context manager that yields ``advance(n)``; by default
@@ -156,8 +157,9 @@ def train_by(
     state = saved.restore(workdir, state, identity)
     if int(state.step):
         log(f"continuing after step {int(state.step)} of {steps}")
-    evaluation = _Evaluation(workdir, int(state.step), evaluate, monitor, on_eval, log)
-    losses = _Losses(workdir, int(state.step), on_losses)
+    on_rows = on_rows or (lambda kind, rows: None)
+    evaluation = _Evaluation(workdir, int(state.step), evaluate, monitor, on_eval, on_rows, log)
+    losses = _Losses(workdir, int(state.step), on_rows)
     key = jax.random.key(seed)
     progress = progress or Progress(Console()).task
     with stop_requests() as stop, progress(steps - int(state.step), "training", "steps") as advance:
@@ -193,9 +195,9 @@ def _data_record(dataset: Dataset) -> dict[str, Any]:
 class _Losses:
     """``losses.csv``; figures are fetched together, so that the device does not wait for Python in every step."""
 
-    def __init__(self, workdir: pathlib.Path, last_step: int, on_losses):
+    def __init__(self, workdir: pathlib.Path, last_step: int, on_rows):
         self.table = Table(workdir / "losses.csv", last_step=last_step)
-        self.on_losses, self.pending, self.mean = on_losses, [], math.nan
+        self.on_rows, self.pending, self.mean = on_rows, [], math.nan
 
     @property
     def are_many(self) -> bool:
@@ -211,8 +213,7 @@ class _Losses:
         if not rows:
             return 0
         self.table.append(rows)
-        if self.on_losses is not None:
-            self.on_losses(rows)
+        self.on_rows("training", rows)
         self.mean = float(np.mean([row["loss"] for row in rows]))
         bad = [row["step"] for row in rows if not np.isfinite(row["loss"])]
         if bad:
@@ -226,9 +227,10 @@ class _Losses:
 class _Evaluation:
     """``validation.csv``, and the choice of the best weights."""
 
-    def __init__(self, workdir: pathlib.Path, last_step: int, evaluate, monitor: str, on_eval, log):
+    def __init__(self, workdir: pathlib.Path, last_step: int, evaluate, monitor: str, on_eval, on_rows, log):
         self.table = Table(workdir / "validation.csv", last_step=last_step)
-        self.evaluate, self.monitor, self.on_eval, self.log = evaluate, monitor, on_eval, log
+        self.evaluate, self.monitor, self.log = evaluate, monitor, log
+        self.on_eval, self.on_rows = on_eval, on_rows
 
     def __call__(self, state: TrainState, loss: float) -> TrainState:
         figures, step = self.evaluate(state.ema), int(state.step)
@@ -242,7 +244,9 @@ class _Evaluation:
                 best_value=jnp.asarray(figures[self.monitor], jnp.float32),
                 best_step=jnp.array(state.step),
             )
-        self.table.append([{"step": step, **figures}])
+        rows = [{"step": step, **figures}]
+        self.table.append(rows)
+        self.on_rows("validation", rows)
         line = ", ".join(f"{name} {value:.5g}" for name, value in figures.items() if BY_LEVEL not in name)
         self.log(f"step {step}: training loss {loss:.5g}; validation: {line}")
         if self.on_eval is not None:

@@ -2,6 +2,6 @@
 
 ``models.py`` makes the methods and ``train.py`` trains them, each in a folder of its own that a stopped run goes on
 in; ``rows.py`` and ``grid.py`` say which ones the ablations have. ``measure.py`` and ``diagnose.py`` take the same
-figures of any of them, ``table.py`` and ``words.py`` turn figures into rows, differences and sentences.
+figures of any of them, ``table.py``, ``differences.py`` and ``words/`` turn figures into rows, differences and sentences.
 ``dry_run.py`` says what a config needs.
 """

@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
 from jaxmerge.tasks import quality
-from jaxmerge.tasks.moe import checks, diagnose, dry_run, measure, table, words
+from jaxmerge.tasks.moe import checks, diagnose, differences, dry_run, measure, table
 from jaxmerge.tasks.moe.grid import Grid
 from jaxmerge.tasks.moe.measure import Frame
 from jaxmerge.tasks.moe.models import Method
 from jaxmerge.tasks.moe.rows import REFERENCE, wanted
 from jaxmerge.tasks.moe.sources import setup_of
+from jaxmerge.tasks.moe.words import about
+from jaxmerge.tasks.moe.words import grid as words
 
 
 def run(config: ConfigDict, run: Run) -> None:
@@ -36,7 +38,9 @@ def run(config: ConfigDict, run: Run) -> None:
     frame = Frame(config, run, setup, measure.strata(config, setup, grid.cuts))
     frame = measure.with_grid(frame, next((m for m in gated if m.key == "B"), methods[0]).models[0])
     measured = {m.key: measure.measure(frame, m) for m in methods}
-    diagnosed = {m.key: diagnose.diagnose(frame, m, grid.sources.sets(m.experts)) for m in gated}
+    # A pool's experts were made for no slices.
+    look = functools.partial(diagnose.diagnose, frame, specialised=not config.moe.pool)
+    diagnosed = {m.key: look(m, grid.sources.sets(m.experts)) for m in gated}
     collapsed = grid.collapse() if config.moe.collapse_steps else {}
     results, pictures = summarise(frame, grid, methods, measured, diagnosed, collapsed)
     table.write_markdown(run, config, results)
@@ -47,30 +51,31 @@ def summarise(
     frame: Frame,
     grid: Grid,
     methods: list[Method],
-    measured: table.Measured,
+    measured: differences.Measured,
     diagnosed: dict[str, list[dict[str, Any]]],
     collapsed: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(results, pictures) for `Run.finish`."""
     config, setup = frame.config, frame.setup
-    rows = [table.row(m, measured[m.key]) for m in methods]
-    distance = words.distance_of(setup)
+    rows = table.rows(frame, methods, measured)
+    distance = about.distance_of(setup)
     quantities = ("bpd", "vlb", *((distance[0],) if setup.judge is not None else ()))
-    table.with_gains(rows, REFERENCE, quantities)
+    table.with_gains(rows, REFERENCE, quantities, measured, methods)
     reference = next(m for m in methods if m.name == REFERENCE)
     others = [m for m in methods if m is not reference]
-    compare = functools.partial(table.difference, measured)
+    compare = functools.partial(differences.difference, measured)
     gated = [m for m in methods if m.key in diagnosed]
+    parts = diagnose.masks(frame, grid.sources.sets(config.moe.count))
     results = {
         "title": config.title or f"Mixtures of {config.data.name} experts",
-        "finding": words.grid_finding(methods, reference, rows, compare),
+        "finding": words.finding(methods, reference, rows, compare),
         "levels": setup.low.pixel_scale.levels,
         "data": {split: getattr(setup, split).record for split in ("train", "validation", "test")},
         "experts": setup.records,
         "rows": rows,
         "columns": table.columns(rows, distance),
-        "paired": table.paired(measured, [(m, reference) for m in others], quantities)
-        + table.paired(measured, words.ablation_pairs(methods), quantities),
+        "paired": differences.paired(measured, [(m, reference) for m in others], quantities)
+        + differences.paired(measured, words.ablation_pairs(methods), quantities),
         "gate_weights": {
             "experts": [f"expert {k + 1}" for k in range(max(m.experts for m in gated))],
             "methods": {m.name: diagnose.weights(diagnosed[m.key]) for m in gated},
@@ -79,14 +84,18 @@ def summarise(
             m.name: diagnose.by_slice(diagnosed[m.key], grid.sources.sets(m.experts)) for m in gated
         },
         "slices": [
-            s.report(setup.train) for k in sorted({m.experts for m in gated}) for s in grid.sources.sets(k)
+            s.report(data)
+            for k in sorted({m.experts for m in gated})
+            for s in grid.sources.sets(k)
+            for data in (setup.train, setup.test)
         ],
         "gates": [diagnose.gate_figures(m.name, m, diagnosed[m.key]) for m in gated],
         "collapse": collapsed,
-        "definitions": words.definitions(frame, distance) | {m.name: m.what for m in methods},
-        "narrative": words.grid_narrative(methods, reference, rows, compare, distance, collapsed),
-        "notes": words.notes(rows, joint=grid.joint)
-        + words.slice_notes(diagnose.subcategory_hashes(config.moe, setup.train)),
+        "definitions": about.definitions(frame, distance, rows) | {m.name: m.what for m in methods},
+        "narrative": words.narrative(methods, reference, rows, compare, distance, collapsed, parts),
+        "notes": about.notes(rows, joint=grid.joint)
+        + about.collapse_notes(gated, diagnosed)
+        + about.slice_notes(diagnose.subcategory_hashes(config.moe, setup.train)),
         **quality.describe(setup.judge),
     }
-    return results, words.pictures(setup, methods, measured)
+    return results, about.pictures(setup, methods, measured)

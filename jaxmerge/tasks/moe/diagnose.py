@@ -1,16 +1,19 @@
 """What the gates do: weights against the noise level, usage per slice of the data, collapse."""
 
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from jaxmerge.data import Dataset, slices
 from jaxmerge.data.slices import SliceSet
 from jaxmerge.gate.gated import Gated
-from jaxmerge.gate.measure import measure
+from jaxmerge.gate.measure import Measured, measure
 from jaxmerge.noise import PixelScale
 from jaxmerge.run import Run
 from jaxmerge.tasks.moe.measure import Frame
@@ -49,21 +52,42 @@ def subcategory_hashes(asked: ConfigDict, train: Dataset) -> dict[str, str]:
     }
 
 
-def diagnose(frame: Frame, method: Method, sets: Sequence[SliceSet]) -> list[dict[str, Any]]:
+def masks(frame: Frame, sets: Sequence[SliceSet]) -> dict[str, Bool[np.ndarray, " N"]]:
+    """Which of the bound's test images belong to each slice, by the slice's name."""
+    data = _test_images(frame)
+    members = [(chosen.names, chosen.members(data)) for chosen in sets]
+    return {name: inside[:, s] for names, inside in members for s, name in enumerate(names)}
+
+
+def _test_images(frame: Frame) -> Dataset:
+    return frame.setup.test.take(frame.config.bound.n_images or None)
+
+
+def diagnose(
+    frame: Frame, method: Method, sets: Sequence[SliceSet], *, specialised: bool = True
+) -> list[dict[str, Any]]:
     """Figures of every gate of a method on the test images, one stage each.
+
+    Args:
+        frame: what the measurements share.
+        method: one whose models are under gates.
+        sets: kinds of slices.
+        specialised: whether the experts were made for the slices of the first kind, one each.
 
     Returns:
         Per model {"gamma", "usage", "entropy", "effective" (by level), "total" [K] (usage), "bpd" (diffusion term),
-        "slices" {kind: {"usage" [S, K], "bpd" [S], "accuracy" [K]}}}; the accuracy where there is a slice per expert.
+        "slices" {kind: {"usage" [S, K], "bpd" [S], "accuracy" [K]}}}; the accuracy only of the kind that the experts were
+        made for. Usages are of the weights that were used, after a choice of the top k; entropy, effective experts and
+        accuracy of the gate's weights before it.
     """
     return [
-        frame.run.stage(f"{method.key}_{i}_gate", lambda m=m: _diagnose(frame, m, sets))
+        frame.run.stage(f"{method.key}_{i}_gates", lambda m=m: _diagnose(frame, m, sets, specialised))
         for i, m in enumerate(method.models)
     ]
 
 
-def _diagnose(frame: Frame, gated: Gated, sets: Sequence[SliceSet]) -> dict[str, Any]:
-    data = frame.setup.test.take(frame.config.bound.n_images or None)
+def _diagnose(frame: Frame, gated: Gated, sets: Sequence[SliceSet], specialised: bool) -> dict[str, Any]:
+    data = _test_images(frame)
     found = measure(
         gated,
         data.images,
@@ -73,44 +97,52 @@ def _diagnose(frame: Frame, gated: Gated, sets: Sequence[SliceSet]) -> dict[str,
         scale=PixelScale(data.levels),
         batch_size=frame.config.bound.batch_size,
     )
-    kept: dict[str, Any] = {**found.by_level(BINS), "total": found.usage(), "bpd": found.diffusion_bpd()[0]}
-    kept["slices"] = {}
-    for chosen in sets:
-        members = chosen.members(data)
-        one = {"usage": found.usage_by_slice(members), "bpd": found.bpd_by_slice(members)}
-        if len(chosen) == len(gated.experts):
-            one["accuracy"] = found.slice_accuracy(members)
-        kept["slices"][chosen.kind] = one
-    return kept
+    return figures(found, {chosen.kind: chosen.members(data) for chosen in sets}, specialised)
+
+
+def figures(
+    found: Measured, members: Mapping[str, Bool[np.ndarray, "N S"]], specialised: bool
+) -> dict[str, Any]:
+    """What `diagnose` keeps of one mixture.
+
+    Args:
+        found: draws on N images.
+        members: which images belong to which slice, by kind.
+        specialised: see `diagnose`.
+    """
+    used = dataclasses.replace(found, weights=found.used)
+    levels = found.by_level(BINS) | {"usage": used.by_level(BINS)["usage"]}
+    by_kind = {}
+    for number, (kind, inside) in enumerate(members.items()):
+        by_kind[kind] = {"usage": used.usage_by_slice(inside), "bpd": found.bpd_by_slice(inside)}
+        if specialised and number == 0 and inside.shape[1] == found.weights.shape[-1]:
+            by_kind[kind]["accuracy"] = found.slice_accuracy(inside)
+    return {**levels, "total": used.usage(), "bpd": found.diffusion_bpd()[0], "slices": by_kind}
 
 
 def over_models(diagnosed: Sequence[dict[str, Any]], *path: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over models of one of their figures."""
-    values = []
-    for one in diagnosed:
-        for name in path:
-            one = one[name]
-        values.append(np.asarray(one, np.float64))
-    stacked = np.stack(values)
+    stacked = np.stack([np.asarray(functools.reduce(dict.__getitem__, path, d), float) for d in diagnosed])
     return stacked.mean(0), stacked.std(0, ddof=1) if len(stacked) > 1 else np.zeros_like(stacked[0])
 
 
 def weights(diagnosed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A method's weights against the noise level, for the report's figure."""
+    """A method's weights by noise level, with their entropy and effective experts, for the report's figures."""
     mean, deviation = over_models(diagnosed, "usage")
-    return {"gamma": diagnosed[0]["gamma"], "mean": mean, "sd": deviation}
+    found = {"gamma": diagnosed[0]["gamma"], "mean": mean, "sd": deviation}
+    return found | {name: over_models(diagnosed, name)[0] for name in ("entropy", "effective")}
 
 
 def by_slice(diagnosed: Sequence[dict[str, Any]], sets: Sequence[SliceSet]) -> dict[str, Any]:
-    """A method's usage per slice, {kind: {"names", "usage" [S, K], "bpd" [S], "accuracy" [K] or None}}."""
-    found = {}
-    for chosen in sets:
-        part = diagnosed[0]["slices"][chosen.kind]
-        found[chosen.kind] = {
-            "names": chosen.names,
-            **{name: over_models(diagnosed, "slices", chosen.kind, name)[0] for name in part},
+    """A method's usage per slice, {kind: {"names", "usage" [S, K], "bpd" [S], "accuracy" [K] where there is one}}."""
+    return {
+        chosen.kind: {"names": chosen.names}
+        | {
+            name: over_models(diagnosed, "slices", chosen.kind, name)[0]
+            for name in diagnosed[0]["slices"][chosen.kind]
         }
-    return found
+        for chosen in sets
+    }
 
 
 def gate_figures(name: str, method: Method, diagnosed: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from ml_collections import ConfigDict
 from jaxmerge.merge import Switch
 from jaxmerge.run import Run
 from jaxmerge.tasks import bounds
-from jaxmerge.tasks.moe import checks, diagnose, dry_run, measure, table, words
+from jaxmerge.tasks.moe import checks, diagnose, differences, dry_run, measure, table
 from jaxmerge.tasks.moe.measure import Frame
 from jaxmerge.tasks.moe.models import Method, by_level, fresh, seeds, uniform
 from jaxmerge.tasks.moe.train import train
+from jaxmerge.tasks.moe.words import about
+from jaxmerge.tasks.moe.words import merge as words
 from jaxmerge.tasks.quality import describe
 from jaxmerge.tasks.setup import Setup, prepare
 from jaxmerge.training.gate_objective import Penalties
@@ -77,10 +79,11 @@ def run(config: ConfigDict, run: Run) -> None:
     gated = [m for m in methods if m.key.startswith("gate_")]
     frame = measure.with_grid(frame, next(m for m in gated if m.key == "gate_z").models[0])
     measured = {m.key: measure.measure(frame, m) for m in methods}
-    diagnosed = {m.key: diagnose.diagnose(frame, m, sets) for m in gated}
+    diagnosed = {m.key: diagnose.diagnose(frame, m, sets, specialised=False) for m in gated}
     results, pictures = summarise(frame, methods, measured, diagnosed, sets, proposal)
+    results |= {"tuning": tuning, "gate_width": width}
     table.write_markdown(run, config, results)
-    run.finish(results | {"tuning": tuning, "gate_width": width}, pictures)
+    run.finish(results, pictures)
 
 
 def untrained(setup: Setup, proposal: dict[str, Any], cut: float) -> list[Method]:
@@ -171,17 +174,17 @@ def pairs_of(methods: list[Method]) -> list[tuple[Method, Method]]:
 def summarise(
     frame: Frame,
     methods: list[Method],
-    measured: table.Measured,
+    measured: differences.Measured,
     diagnosed: dict[str, list[dict[str, Any]]],
     sets: list[Any],
     proposal: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(results, pictures) for `Run.finish`."""
     config, setup = frame.config, frame.setup
-    rows = [table.row(m, measured[m.key]) for m in methods]
-    distance = words.distance_of(setup)
+    rows = table.rows(frame, methods, measured)
+    distance = about.distance_of(setup)
     quantities = ("bpd", "vlb", *((distance[0],) if setup.judge is not None else ()))
-    compare = functools.partial(table.difference, measured)
+    compare = functools.partial(differences.difference, measured)
     weights = proposal["weights"]
     names = ["VDM", "EDM"]
     gammas = np.asarray(weights["gamma"])
@@ -194,23 +197,25 @@ def summarise(
     shown |= {m.name: diagnose.weights(diagnosed[m.key]) for m in methods if m.key in diagnosed}
     results = {
         "title": config.title or f"Two experts of {config.data.name} under a trained gate",
-        "finding": words.merge_finding(methods, rows, compare),
+        "finding": words.finding(methods, rows, compare),
         "levels": setup.low.pixel_scale.levels,
         "data": {split: getattr(setup, split).record for split in ("train", "validation", "test")},
         "experts": setup.records,
         "rows": rows,
         "columns": table.columns(rows, distance),
-        "paired": table.paired(measured, pairs_of(methods), quantities),
+        "paired": differences.paired(measured, pairs_of(methods), quantities),
         "gate_weights": {"experts": names, "methods": shown},
         "gate_slices": {
             m.name: diagnose.by_slice(diagnosed[m.key], sets) for m in methods if m.key in diagnosed
         },
-        "slices": [s.report(setup.train) for s in sets],
+        "slices": [s.report(data) for s in sets for data in (setup.train, setup.test)],
         "gates": [diagnose.gate_figures(m.name, m, diagnosed[m.key]) for m in methods if m.key in diagnosed],
-        "definitions": words.definitions(frame, distance) | {m.name: m.what for m in methods},
-        "narrative": words.merge_narrative(methods, rows, compare, distance),
-        "notes": words.notes(rows) + words.slice_notes(diagnose.subcategory_hashes(config.moe, setup.train)),
+        "definitions": about.definitions(frame, distance, rows) | {m.name: m.what for m in methods},
+        "narrative": words.narrative(methods, rows, compare, distance, diagnose.masks(frame, sets)),
+        "notes": about.notes(rows)
+        + about.collapse_notes([m for m in methods if m.key in diagnosed], diagnosed, names)
+        + about.slice_notes(diagnose.subcategory_hashes(config.moe, setup.train)),
         "proposed": {"best_bound": proposal["best"], "cautious": proposal["cautious"]},
         **describe(setup.judge),
     }
-    return results, words.pictures(setup, methods, measured)
+    return results, about.pictures(setup, methods, measured)

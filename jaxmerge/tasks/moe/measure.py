@@ -204,7 +204,12 @@ def restored(frame: Frame, model: Expert) -> dict[str, float]:
 
 
 def costs(frame: Frame, model: Expert) -> dict[str, Any]:
-    """Latency of sampling, network calls, planned memory of one call, parameters."""
+    """Latency of sampling, network calls, planned memory of one call, parameters.
+
+    Returns:
+        What `sampling_costs.of_sampling` measures; for a mixture under a gate "parameters" is the sum of its parts, which
+        stand beside it: "experts_parameters", or "trunk_parameters" and "adapters_parameters", and "gate_parameters".
+    """
     asked = frame.config.moe
     spent = sampling_costs.of_sampling(
         model,
@@ -213,5 +218,8 @@ def costs(frame: Frame, model: Expert) -> dict[str, Any]:
         batch_size=asked.latency_batch,
         repeats=asked.latency_repeats,
     )
-    gate = parameter_counts(model)["gate"] if isinstance(model, Gated) else 0
-    return spent | {"gate_parameters": gate}
+    if not isinstance(model, Gated):
+        return spent | {"gate_parameters": 0}
+    parts = parameter_counts(model)
+    total = parts.pop("total")
+    return spent | {"parameters": total} | {f"{part}_parameters": count for part, count in parts.items()}

@@ -1,11 +1,7 @@
-"""From measurements of methods to rows, paired differences and relative gains.
+"""Rows of the table: every method's values with their errors, costs, and what it takes to run it again.
 
-Errors. `_se` is the standard error over test images (over seeds of the noise for the samples' scores of a
-method with one model); `_sd` is the standard deviation over the models of a method, each trained with its
-own seed. A paired difference is the mean over images of the difference of two methods, each averaged over
-its models; its error joins the one over images and those of the models' means,
-
-    se^2 = sd_images^2 / N + sd_a^2 / S_a + sd_b^2 / S_b.
+`_se` is the standard error over test images (in gains, that of a paired ratio); `_sd` is the standard deviation over the
+models of a method, each trained with its own seed, or over seeds for scores of samples.
 """
 
 import math
@@ -17,35 +13,22 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from jaxmerge.files import write_bytes
-from jaxmerge.likelihood import Likelihood
 from jaxmerge.report import tables
 from jaxmerge.run import Run
-from jaxmerge.tasks.moe.models import Method
+from jaxmerge.tasks.moe.differences import (
+    PER_IMAGE,
+    Measured,
+    gain,
+    over_models,
+    per_image,
+    scores,
+    solves,
+)
+from jaxmerge.tasks.moe.measure import Frame
+from jaxmerge.tasks.moe.models import Method, seeds
 
-Measured = dict[str, dict[str, Any]]
-PER_IMAGE = ("bpd", "vlb")
-
-
-def per_image(found: dict[str, Any], quantity: str) -> Float[np.ndarray, "S N"] | None:
-    """bpd or bound of every model on every test image; None where it was not measured."""
-    if quantity == "vlb":
-        parts = [np.asarray(m["bound"]).sum(-1) for m in found["models"] if "bound" in m]
-    else:
-        parts = [_solved(Likelihood(**m["likelihood"])) for m in found["models"] if "likelihood" in m]
-    return np.stack(parts).astype(np.float64) if parts else None
-
-
-def _solved(result: Likelihood) -> np.ndarray:
-    return np.where(result.ok, result.bpd, np.nan)
-
-
-def _solved_by_any(values: Float[np.ndarray, "S N"]) -> np.ndarray:
-    return np.isfinite(values).any(axis=0)
-
-
-def scores(found: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Scores of samples by the seed of their noise."""
-    return {seed: s for model in found["models"] for seed, s in model.get("samples", {}).items()}
+RESTORED = ("psnr", "ssim", "lpips")
+PARTS = ("experts", "trunk", "adapters", "gate")
 
 
 def sd(values: Sequence[float]) -> float | None:
@@ -53,95 +36,115 @@ def sd(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def row(method: Method, found: dict[str, Any]) -> dict[str, Any]:
-    """A method's line."""
-    line: dict[str, Any] = {"method": method.name, "experts": method.experts, "models": len(method.models)}
-    for quantity in PER_IMAGE:
-        values = per_image(found, quantity)
-        if values is None:
-            line |= dict.fromkeys((quantity, f"{quantity}_se", f"{quantity}_sd"))
-            continue
-        mean = np.nanmean(values[:, _solved_by_any(values)], axis=0)
-        line[quantity] = float(mean.mean())
-        line[f"{quantity}_se"] = float(mean.std(ddof=1) / math.sqrt(len(mean)))
-        line[f"{quantity}_sd"] = sd(np.nanmean(values, axis=1))
-    drawn = list(scores(found).values())
-    for name in drawn[0] if drawn else ():
-        values = [s[name] for s in drawn]
-        column = "nfe_sampling" if name == "nfe" else name
-        line[column] = float(np.mean(values))
-        if name != "nfe":
-            line[f"{column}_sd"] = sd(values)
-    for name in [name for name in ("psnr", "ssim", "lpips") if name in found["models"][0]]:
-        values = [m[name] for m in found["models"]]
-        line |= {name: float(np.mean(values)), f"{name}_sd": sd(values)}
-        line[f"{name}_se"] = float(np.mean([m[f"{name}_se"] for m in found["models"]]))
-    spent = found["cost"]
-    line["latency_ms"] = 1e3 * spent["latency"]
-    line["memory_mb"] = spent["planned_bytes"] / 2**20 if spent["planned_bytes"] >= 0 else None
-    line |= {name: spent[name] for name in ("parameters", "gate_parameters")}
-    solved = [Likelihood(**m["likelihood"]) for m in found["models"] if "likelihood" in m]
-    if solved:
-        line["nfe_likelihood"] = float(np.mean([np.mean(s.nfe) for s in solved]))
-        line["n_failed"] = int(sum(np.sum(~np.asarray(s.ok)) for s in solved))
-    line["training_steps"] = method.steps
-    return line
-
-
-def difference(measured: Measured, a: Method, b: Method, quantity: str) -> tuple[float, float, int] | None:
-    """(mean of a minus b, its error, number of pairs) of bpd, bound or a score of samples; None without both."""
-    if quantity in PER_IMAGE:
-        ours, theirs = (per_image(measured[m.key], quantity) for m in (a, b))
-        if ours is None or theirs is None:
-            return None
-        both = _solved_by_any(ours) & _solved_by_any(theirs)
-        apart = np.nanmean(ours[:, both], axis=0) - np.nanmean(theirs[:, both], axis=0)
-        variance = np.var(apart, ddof=1) / len(apart)
-        for values in (ours, theirs):
-            if len(values) > 1:
-                variance += np.var(np.nanmean(values, axis=1), ddof=1) / len(values)
-        return float(apart.mean()), math.sqrt(variance), len(apart)
-    ours, theirs = scores(measured[a.key]), scores(measured[b.key])
-    apart = [ours[s][quantity] - theirs[s][quantity] for s in ours if s in theirs and quantity in ours[s]]
-    if len(apart) < 2:
-        return None
-    return float(np.mean(apart)), float(np.std(apart, ddof=1) / math.sqrt(len(apart))), len(apart)
-
-
-def paired(
-    measured: Measured, pairs: Sequence[tuple[Method, Method]], quantities: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Differences of pairs of methods, as the report lists them."""
+def rows(frame: Frame, methods: Sequence[Method], measured: Measured) -> list[dict[str, Any]]:
+    """Every method's line; its last columns name config, command and seeds."""
+    config, drawn = frame.config, seeds(frame.config)
+    asked = {"n_samples": config.sampling.n_samples, "config": frame.run.name, "command": frame.run.command}
     found = []
-    for a, b in pairs:
-        for quantity in quantities:
-            apart = difference(measured, a, b, quantity)
-            if apart is None:
-                continue
-            value, error, count = apart
-            unit = "n_images" if quantity in PER_IMAGE else "n_seeds"
-            found.append(
-                {"model_a": a.name, "model_b": b.name, "quantity": quantity}
-                | {"difference": value, "se": error, unit: count}
-            )
+    for method in methods:
+        # A method in which nothing is drawn at random has one model, and no seed.
+        own = drawn if len(method.models) > 1 else []
+        line = row(method, measured[method.key]) | asked
+        found.append(line | {"seed": config.seed, "model_seeds": " ".join(map(str, own))})
     return found
 
 
-def with_gains(rows: list[dict[str, Any]], reference: str, quantities: Sequence[str]) -> None:
-    """Adds the relative gain over one row in percent, positive where a method is better (lower)."""
+def row(method: Method, found: dict[str, Any]) -> dict[str, Any]:
+    """A method's values and costs."""
+    line: dict[str, Any] = {"method": method.name, "experts": method.experts, "models": len(method.models)}
+    for quantity in PER_IMAGE:
+        line |= _over_images(quantity, per_image(found, quantity))
+    line |= _of_samples(scores(found)) | _of_reconstructions(found["models"]) | _of_cost(found["cost"])
+    solved = solves(found)
+    if solved:
+        line["nfe_likelihood"] = float(np.mean([np.mean(s.nfe) for s in solved]))
+        line["n_failed"] = int(sum(np.sum(~np.asarray(s.ok)) for s in solved))
+    return line | {"training_steps": method.steps}
+
+
+def _over_images(quantity: str, values: Float[np.ndarray, "S N"] | None) -> dict[str, Any]:
+    names = (quantity, f"{quantity}_se", f"{quantity}_sd", f"{quantity}_images")
+    if values is None:
+        return dict.fromkeys(names)
+    mean, models = over_models(values[:, np.isfinite(values).any(axis=0)])
+    error = float(mean.std(ddof=1) / math.sqrt(len(mean))) if len(mean) > 1 else None
+    return dict(zip(names, (float(mean.mean()), error, sd(models), len(mean)), strict=True))
+
+
+def _of_samples(by_seed: dict[str, dict[str, float]]) -> dict[str, Any]:
+    if not by_seed:
+        return {}
+    line: dict[str, Any] = {}
+    drawn = list(by_seed.values())
+    for name in drawn[0]:
+        values = [s[name] for s in drawn]
+        if name == "nfe":
+            line["nfe_sampling"] = float(np.mean(values))
+        else:
+            line |= {name: float(np.mean(values)), f"{name}_sd": sd(values)}
+    return line | {"sample_seeds": " ".join(by_seed)}
+
+
+def _of_reconstructions(models: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    line: dict[str, Any] = {}
+    for name in (name for name in RESTORED if name in models[0]):
+        values = [m[name] for m in models]
+        line |= {name: float(np.mean(values)), f"{name}_sd": sd(values)}
+        line[f"{name}_se"] = float(np.mean([m[f"{name}_se"] for m in models]))
+    return line
+
+
+def _of_cost(spent: dict[str, Any]) -> dict[str, Any]:
+    latency = {f"latency{end}_ms": 1e3 * spent[f"latency{end}"] for end in ("", "_low", "_high")}
+    planned = spent["planned_bytes"]
+    parts = (f"{part}_parameters" for part in PARTS)
+    return {
+        **latency,
+        "latency_definition": spent["latency_definition"],
+        "memory_mb": planned / 2**20 if planned >= 0 else None,
+        "parameters": spent["parameters"],
+        **{part: spent[part] for part in parts if part in spent},
+    }
+
+
+def with_gains(
+    rows: list[dict[str, Any]],
+    reference: str,
+    quantities: Sequence[str],
+    measured: Measured,
+    methods: Sequence[Method],
+) -> None:
+    """Adds the relative gain over one row in percent, positive where a method is better (lower).
+
+    Args:
+        rows: the table.
+        reference: name of the row that the others are compared with.
+        quantities: columns.
+        measured, methods: in the order of the rows; where they tell, gains are paired and have errors (`differences.gain`).
+    """
     base = next(r for r in rows if r["method"] == reference)
+    known = {m.name: m for m in methods}
     for line in rows:
         for name in quantities:
-            if line.get(name) is not None and base.get(name):
-                line[f"gain_{name}"] = 100 * (base[name] - line[name]) / base[name]
+            if line.get(name) is None or not base.get(name):
+                continue
+            line[f"gain_{name}"] = 100 * (base[name] - line[name]) / base[name]
+            if line is base:
+                continue
+            found = gain(measured, known[line["method"]], known[reference], name)
+            if found is not None:
+                line[f"gain_{name}"], line[f"gain_{name}_se"] = found
 
 
 def columns(rows: list[dict[str, Any]], distance: tuple[str, str]) -> list[list[str]]:
-    """[header, value, error, deviation over models] of the compact table's columns that have values.
+    """The compact table's columns that have values.
 
     Args:
         rows: the table.
         distance: the distance's column and its name.
+
+    Returns:
+        [header, value, error, deviation over models], and for a range also its lower and upper end.
     """
     everything = [
         ["bpd, exact", "bpd", "bpd_se", "bpd_sd"],
@@ -152,26 +155,54 @@ def columns(rows: list[dict[str, Any]], distance: tuple[str, str]) -> list[list[
         ["PSNR, dB", "psnr", "psnr_se", "psnr_sd"],
         ["SSIM", "ssim", "ssim_se", "ssim_sd"],
         ["LPIPS", "lpips", "lpips_se", "lpips_sd"],
-        ["ms per image", "latency_ms", "", ""],
+        ["ms per image", "latency_ms", "", "", "latency_low_ms", "latency_high_ms"],
         ["MiB planned", "memory_mb", "", ""],
         ["parameters", "parameters", "", ""],
-        ["of the gate", "gate_parameters", "", ""],
+        *([f"of the {part}", f"{part}_parameters", "", ""] for part in PARTS),
         ["NFE", "nfe_sampling", "", ""],
-        ["gain bpd, %", "gain_bpd", "", ""],
-        ["gain bound, %", "gain_vlb", "", ""],
-        [f"gain {distance[1]}, %", f"gain_{distance[0]}", "", ""],
+        ["gain bpd, %", "gain_bpd", "gain_bpd_se", ""],
+        ["gain bound, %", "gain_vlb", "gain_vlb_se", ""],
+        [f"gain {distance[1]}, %", f"gain_{distance[0]}", f"gain_{distance[0]}_se", ""],
     ]
     return [c for c in everything if any(line.get(c[1]) is not None for line in rows)]
 
 
 def write_markdown(run: Run, config: ConfigDict, results: dict[str, Any]) -> None:
-    """results.md: title, finding, the compact table, what its errors are, config and seeds."""
+    """results.md: title, finding, the compact table, what its errors are, the gate's width, and how it was run."""
+    said = results["definitions"]
     lines = [
         f"# {results['title']}",
         results["finding"],
         tables.markdown(results),
-        results["definitions"]["errors"],
-        *(text for text in results["notes"]),
-        f"Config {run.name}, seed {config.seed}; models of a method have seeds 0 to {config.moe.seeds - 1}.",
+        *(said[name] for name in ("errors", "gain") if name in said),
+        *results["notes"],
+        *tuning(results),
+        provenance(run, config),
     ]
     write_bytes(run.path("results.md"), ("\n\n".join(line.strip() for line in lines) + "\n").encode())
+
+
+def tuning(results: dict[str, Any]) -> list[str]:
+    """The widths of the gate that were tried, as a table in Markdown; empty where none were."""
+    tried = results.get("tuning")
+    if not tried:
+        return []
+    lines = [
+        f"| {t['width']} | {tables.with_error(t['diffusion_bpd'], t['se'])} | {t['best_step']} |"
+        for t in tried
+    ]
+    head = ["| width of the gate | diffusion term, validation images, bpd | best step |", "|---|---|---|"]
+    said = f"Width of the gate, tried once with one seed; chosen: {results['gate_width']}."
+    return [said, "\n".join(head + lines)]
+
+
+def provenance(run: Run, config: ConfigDict) -> str:
+    """Config, command, images, samples and seeds of a run, in Markdown."""
+    counts = {"exact bpd": config.likelihood.n_images, "bound": config.bound.n_images}
+    listed = ", ".join(f"{what} of {n} {config.data.test_split} images" for what, n in counts.items() if n)
+    drawn = config.sampling.n_samples
+    samples = f", {drawn} samples with each of the seeds 0 to {config.moe.seeds - 1}" if drawn else ""
+    return (
+        f"Config {run.name}, seed {config.seed}; models of a method have the seeds "
+        f"{', '.join(map(str, seeds(config)))}; {listed}{samples}. Command: `{run.command}`"
+    )

@@ -1,11 +1,13 @@
 """The stages that train mixtures: each resumes by its own folder in the workdir, and is loaded where it is finished.
 
-gates/NAME/               losses.csv, validation.csv, checkpoints, best
+gates/NAME/               losses.csv, validation.csv, checkpoints, best, tensorboard where it is asked for
 stages/train_NAME.npz     what the report needs of it
 """
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,22 +91,24 @@ def train(
 def _fit(config, run, name, gated, data, *, steps: int, **settings: Any) -> gate_recipe.GateResult:
     """`gate_recipe.train_gated` with the config's sizes, in the training's folder."""
     asked, folder = config.moe, run.path("gates", name)
-    return gate_recipe.train_gated(
-        gated,
-        *data,
-        workdir=folder,
-        steps=steps,
-        batch_size=asked.batch_size,
-        warmup_steps=min(asked.warmup_steps, steps - 1),
-        ema_decay=asked.ema_decay,
-        save_every=asked.checkpoint_every,
-        eval_every=min(asked.eval_every, steps),
-        repeats=asked.eval_repeats,
-        on_losses=scalars(asked, folder),
-        progress=lambda total, what, unit: run.progress(total, f"{name}, {what}", unit),
-        log=lambda line: run.log(f"{name}: {line}"),
-        **settings,
-    )
+    with scalars(asked, folder) as on_rows:
+        return gate_recipe.train_gated(
+            gated,
+            *data,
+            workdir=folder,
+            steps=steps,
+            batch_size=asked.batch_size,
+            warmup_steps=min(asked.warmup_steps, steps - 1),
+            ema_decay=asked.ema_decay,
+            save_every=asked.checkpoint_every,
+            eval_every=min(asked.eval_every, steps),
+            repeats=asked.eval_repeats,
+            eval_batch_size=config.bound.batch_size,
+            on_rows=on_rows,
+            progress=lambda total, what, unit: run.progress(total, f"{name}, {what}", unit),
+            log=lambda line: run.log(f"{name}: {line}"),
+            **settings,
+        )
 
 
 def usage_curve(losses: list[dict[str, str]]) -> dict[str, np.ndarray]:
@@ -116,30 +120,43 @@ def usage_curve(losses: list[dict[str, str]]) -> dict[str, np.ndarray]:
     return {"usage_step": np.array(step), "usage": np.stack([usage[part].mean(0) for part in parts])}
 
 
-def scalars(asked: ConfigDict, folder) -> Callable[[list[dict[str, float]]], None] | None:
-    """Where the config asks for them, a writer of TensorBoard's event files.
+@contextlib.contextmanager
+def scalars(
+    asked: ConfigDict, folder: pathlib.Path
+) -> Iterator[Callable[[str, list[dict[str, float]]], None] | None]:
+    """Where the config asks for them, a writer of TensorBoard's event files into ``folder/tensorboard``; else None.
+
+    It is `on_rows` of a training. Each start of a run writes a file of its own, which hides the steps of earlier ones
+    that it takes again.
 
     Raises:
         ValueError: tensorboardX is not installed.
     """
     if not asked.tensorboard:
-        return None
+        yield None
+        return
     if importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
-            "scalars for TensorBoard need the package tensorboardX; install it, or set moe.tensorboard=False."
+            "moe.tensorboard needs the package tensorboardX, which is not installed; run: pip install "
+            "'.[tensorboard]', or set moe.tensorboard=False."
         )
     from tensorboardX import SummaryWriter  # only where it is asked for
 
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    with contextlib.ExitStack() as files:
+        writer = None
 
-    def write(rows):
-        for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    writer.add_scalar(name.replace("_", "/", 1), value, int(row["step"]))
-        writer.flush()
+        def write(kind: str, rows: list[dict[str, float]]) -> None:
+            nonlocal writer
+            if writer is None:
+                first = int(rows[0]["step"])
+                writer = files.enter_context(SummaryWriter(str(folder / "tensorboard"), purge_step=first))
+            for row in rows:
+                for name, value in row.items():
+                    if name != "step":
+                        writer.add_scalar(f"{kind}/{name}", value, int(row["step"]))
+            writer.flush()
 
-    return write
+        yield write
 
 
 def specialists(

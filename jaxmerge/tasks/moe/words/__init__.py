@@ -1,0 +1,1 @@
+"""What a run about mixtures says of its results: in sentences that follow from the numbers."""
