@@ -506,6 +506,7 @@ def fake():
             "rows": rows,
             "columns": table.columns(rows, ("frechet", "Fréchet")),
             "narrative": ["A <mixture> helps."],
+            "paired": differences.paired(MEASURED, [(ONE, THREE)], ("vlb",)),
             "gate_weights": {
                 "experts": ["VDM", "EDM"],
                 "methods": {
@@ -559,6 +560,7 @@ def test_the_page_shows_every_part_of_a_run_about_mixtures():
     assert headings[0] == "What changed, when a mixture helps, when not"
     assert {"Weights of the gates", "Usage per slice", "Collapse", "Measured values"} <= set(headings)
     assert "A &lt;mixture&gt; helps." in text and "1.60 of 2" in text
+    assert "<th>clear</th>" in text
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(drawings) == 5
     for drawing in drawings:

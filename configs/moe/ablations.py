@@ -34,6 +34,8 @@ def get_config(variant: str = ""):
     if variant == "joint":
         config.title = "Mixtures of digits experts, experts and gates trained together"
         config.moe.parts = "all"
+        config.moe.collapse_steps = 0
+        config.likelihood.n_images = 20
         config.moe.batch_size = 32
         config.moe.warm_steps = 40
         config.moe.steps = 200

@@ -82,8 +82,7 @@ CAPTIONS = {
     "diagram": "The method: every noise level has its expert.",
     "all_metrics": "Everything that was measured against the threshold, on logarithmic scales; lines across are the "
     "single experts.",
-    "samples": "Samples; a column starts from the same noise in every row, so that rows show what the threshold "
-    "changes.",
+    "samples": "Samples; a column starts from the same noise in every row, so that rows differ by the model alone.",
     "error_curves": "Each expert's squared error of the predicted noise, as its contribution to the bound. Below "
     "zero the first expert is better, above zero the second; dotted lines end the experts' own ranges.",
     "bound_by_eta": "The bound of every merge from one pass over both experts' errors; the proposals come from this "

@@ -41,10 +41,14 @@ def paired(results: dict[str, Any]) -> str:
             f"{pair['n_seeds']} seeds"
             if "n_seeds" in pair
             else f"{tables.whole(pair.get('n_images'))} images",
+            *(["yes" if pair["clear"] else "no"] if "clear" in pair else []),
         ]
         for pair in results.get("paired", [])
     ]
-    return tables.html_table(["difference", "quantity", "value", "pairs"], cells) if cells else ""
+    if not cells:
+        return ""
+    judged = ["clear"] if "clear" in results["paired"][0] else []
+    return tables.html_table(["difference", "quantity", "value", "pairs", *judged], cells)
 
 
 def seeds(results: dict[str, Any]) -> str:
