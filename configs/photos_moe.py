@@ -3,8 +3,9 @@
     python main.py --config configs/photos_moe.py
 
 The question of configs/digits_moe.py at CIFAR-10's shape and 256 levels, with the experts of
-configs/photos_merge.py, which come with the package and stay as they are. Results: docs/photos_moe/, meaning of
-every row: docs/moe.md.
+configs/photos_merge.py, which come with the package and stay as they are. Methods are compared by the bound, whose
+paired differences are known to about 0.001 bpd from 64 images; ``--config.likelihood.n_images=40`` adds exact
+likelihoods. Results: docs/photos_moe/, meaning of every row: docs/moe.md.
 """
 
 from configs import photos_merge
@@ -22,7 +23,7 @@ def get_config(variant: str = ""):
     config.task = "moe"
     config.title = "VDM and EDM of photographs under a trained gate"
     config.likelihood.control = "multistep"
-    config.likelihood.n_images = 20
+    config.likelihood.n_images = 0
     config.moe.slices = ("colour_variance", "texture")
     config.moe.batch_size = 32
     config.moe.eval_every = 20
