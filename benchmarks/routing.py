@@ -6,15 +6,18 @@ Experts: the shipped digits VDM, K times; their weights differ only by adapters 
 groups trained (`--warm` steps). Two routings: "trained", a gate trained with the load penalty (`--steps` steps)
 and run by its two largest weights; "uniform", weights drawn for each image at each step. Both run the same
 program: Heun's sampler on one device from the same noise. FLOPs are those of one pass of an expert and of the
-gate, as XLA counts them, times the passes that a tally counted while the sampler ran. Wall time is the median of
-`repeats` runs that take turns, so that load is shared.
+gate, as XLA counts them, times the passes that a tally counted while the sampler ran. Times are medians of
+`repeats` runs that take turns, so that load is shared; CPU times stand beside wall times, since on a machine
+with other work they tell more.
 
-The last line is one JSON object: for every K "flops_trained", "flops_uniform", "wall_trained", "wall_uniform"
-(shares of dense), and the trained gate's "passes_per_call" of every expert.
+The last line is one JSON object: for every K "flops_trained", "flops_uniform", "wall_trained", "wall_uniform",
+"cpu_trained", "cpu_uniform" (shares of dense), and the trained gate's "passes_per_call" of every expert; "load",
+the machine's load (runnable processes, mean of a minute) before anything ran.
 """
 
 import argparse
 import json
+import os
 import tempfile
 import time
 
@@ -87,40 +90,45 @@ def samplers(models: dict[str, Gated], batch: int, heun: int):
     return {name: (lambda m=model: jax.block_until_ready(draw(m))) for name, model in models.items()}
 
 
-def wall(runs, repeats: int) -> dict[str, float]:
-    """Median seconds of each, in turns, after one run that compiles."""
+def share_of_flops(sparse: Gated, batch: int, heun: int) -> tuple[float, Tally]:
+    """FLOPs of a sampling run of a sparse mixture over the dense one's, and the passes that ran."""
+    tally = Tally(len(sparse.experts))
+    samplers({"counted": sparse.but(tally=tally)}, batch, heun)["counted"]()
+    return costs(sparse, batch).saving(tally), tally
+
+
+def seconds(runs, repeats: int) -> dict[str, np.ndarray]:
+    """Median (wall, CPU) seconds of each, in turns, after one run that compiles."""
     for run in runs.values():
         run()
-    seconds = {name: [] for name in runs}
+    taken = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: np.median(values, axis=0) for name, values in taken.items()}
 
 
 def compare(count: int, args) -> dict[str, float | list[float]]:
     """Top 2 of K against dense, on trained and on uniform routing."""
     dense = prepared(count, args.warm, args.steps, args.width)
     trained = dense.but(top_k=2, capacity_factor=args.capacity)
-    models = {
-        "dense": dense,
-        "trained": trained,
-        "uniform": trained.but(gate=RandomGate(jax.random.key(1), count)),
-    }
+    sparse = {"trained": trained, "uniform": trained.but(gate=RandomGate(jax.random.key(1), count))}
     found: dict[str, float | list[float]] = {}
-    spent = costs(trained, args.batch)
-    for name in ("trained", "uniform"):
-        tally = Tally(count)
-        samplers({name: models[name].but(tally=tally)}, args.batch, args.heun)[name]()
-        found[f"flops_{name}"] = round(spent.saving(tally), 4)
+    for name, model in sparse.items():
+        share, tally = share_of_flops(model, args.batch, args.heun)
+        found[f"flops_{name}"] = round(share, 4)
         if name == "trained":
             found["passes_per_call"] = np.round(tally.passes / tally.batches, 3).tolist()
-    seconds = wall(samplers(models, args.batch, args.heun), args.repeats)
-    for name in ("trained", "uniform"):
-        found[f"wall_{name}"] = round(seconds[name] / seconds["dense"], 4)
-    found |= {"dense_seconds": round(seconds["dense"], 3), "slots_per_pass": spent.capacity}
+    taken = seconds(samplers({"dense": dense} | sparse, args.batch, args.heun), args.repeats)
+    for name in sparse:
+        wall, cpu = (taken[name] / taken["dense"]).round(4).tolist()
+        found |= {f"wall_{name}": wall, f"cpu_{name}": cpu}
+    found |= {
+        "dense_seconds": round(float(taken["dense"][0]), 3),
+        "slots_per_pass": trained.capacity(args.batch),
+    }
     print(f"K = {count}: {found}", flush=True)
     return found
 
@@ -138,10 +146,11 @@ def main() -> None:
     parser.add_argument("--heun", type=int, default=6, help="steps of the sampler")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    load = round(os.getloadavg()[0], 2)
     parallel.use_all_cores()
     enable_compilation_cache()
     found = {f"K{count}": compare(count, args) for count in args.counts}
-    print(json.dumps({"batch": args.batch, **found}))
+    print(json.dumps({"batch": args.batch, "load": load, **found}))
 
 
 if __name__ == "__main__":

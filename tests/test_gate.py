@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, struct
+from scipy import stats
 
-from jaxmerge import likelihood, sampling, sweeps, vlb
+from jaxmerge import likelihood, noise, sampling, sweeps, vlb
 from jaxmerge import probability_flow as flow
+from jaxmerge.dequantize import dequantize
 from jaxmerge.experts import io
 from jaxmerge.experts.adapters import AdapterBank, share_trunk
 from jaxmerge.experts.analytic import Discrete
@@ -57,6 +59,21 @@ def slopes(count):
 
 
 @struct.dataclass
+class Held:
+    """The same logits as if they did not depend on the image: what a lost derivative of the gate would be."""
+
+    gate: Slopes
+    smooth = True
+
+    @property
+    def count(self):
+        return self.gate.count
+
+    def __call__(self, z, gamma, *, keys=None):
+        return self.gate(jax.lax.stop_gradient(z), gamma)
+
+
+@struct.dataclass
 class Tanh(Expert):
     """tanh(slope z + gamma / 10)."""
 
@@ -81,8 +98,11 @@ def atoms(weights, gamma_range=toys.LOW) -> Discrete:
     return Discrete.from_images(IMAGES[:8], np.asarray(weights, float), scale=SCALE, gamma_range=gamma_range)
 
 
-def experts():
-    return [Tanh(s) for s in (0.3, 0.8, -0.5)]
+STEEPNESS = np.array([0.3, 0.8, -0.5])
+
+
+def experts(ranges=(toys.LOW,) * 3):
+    return [Tanh(s, r) for s, r in zip(STEEPNESS.tolist(), ranges, strict=True)]
 
 
 def gate(count, gamma_range=toys.LOW, *, spread=3.0, **settings):
@@ -281,6 +301,136 @@ def test_bias_rises_for_experts_below_their_share():
     np.testing.assert_allclose(moved, [-0.01, 0, 0.01, 0.01])
 
 
+# --- the gate's derivative ---------------------------------------------------------------------------
+#
+# With equal experts sum_k (dw_k / dz) eps_k is zero, so only different ones show whether it is there. It
+# needs images that are dark or bright on the whole, too: in grey ones the experts' means are alike.
+
+SHADES = jnp.array([-0.9, -0.6, -0.3, 0.3, 0.6, 0.9])
+SHADED = 0.3 * Z + SHADES[:, None, None, None]
+DARK_AND_BRIGHT = jnp.asarray(np.stack([IMAGES[0] // 2, IMAGES[1] // 3, 16 - IMAGES[2] // 2]))
+
+
+def field_by_hand(z, gamma, *, moves=True, active=(0, 1, 2)):
+    """h and div h of `experts()` under `slopes(3)`, in NumPy, with the product rule written out.
+
+    With logits a_k mean(z) + b_k gamma, dw_k / dz_d = w_k (a_k - sum_j w_j a_j) / D, so
+
+        div eps_hat = sum_d [ sum_k w_k eps_kd' + sum_k w_k (a_k - sum_j w_j a_j) eps_kd / D ].
+
+    Args:
+        z: states [B, D], float64.
+        moves: whether the second term, the gate's own, is there.
+        active: experts that answer.
+    """
+    active, size = list(active), z.shape[1]
+    a, b = (np.linspace(*ends, 3)[active] for ends in ((-4.0, 4.0), (0.2, -0.3)))
+    slope = STEEPNESS[active][:, None]
+    weights = np.exp(z.mean(1)[:, None] * a + gamma * b)
+    weights /= weights.sum(1, keepdims=True)
+    each = np.tanh(slope * z[:, None] + 0.1 * gamma)
+    trace = np.einsum("bk,bkd->b", weights, slope * (1 - each**2))
+    if moves:
+        trace += np.einsum("bk,bkd->b", weights * (a - (weights @ a)[:, None]), each) / size
+    variance = 1 / (1 + np.exp(-gamma))
+    h = 0.5 * (np.sqrt(variance) * np.einsum("bk,bkd->bd", weights, each) - variance * z)
+    return h, 0.5 * (np.sqrt(variance) * trace - variance * size)
+
+
+def walk_by_hand(z, parts, *, moves=True, steps=100):
+    """State and integrated divergence after classical RK4 over [(low, high, active), ...]."""
+    z = np.asarray(z, np.float64).reshape(len(z), -1)
+    total = np.zeros(len(z))
+    for low, high, active in parts:
+        width = (high - low) / steps
+        for gamma in low + width * np.arange(steps):
+            stages = [field_by_hand(z, gamma, moves=moves, active=active)]
+            for share in (0.5, 0.5, 1.0):
+                ahead = z + share * width * stages[-1][0]
+                stages.append(field_by_hand(ahead, gamma + share * width, moves=moves, active=active))
+            dz, divergence = (
+                sum(w * s[i] for w, s in zip((1, 2, 2, 1), stages, strict=True)) for i in (0, 1)
+            )
+            z, total = z + width / 6 * dz, total + width / 6 * divergence
+    return z, total
+
+
+@jax.jit
+def rates(expert, z, gamma):
+    return flow.drift_and_divergence(expert, z, gamma, flow.exact_probes(z.shape[1:], z.dtype))
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_divergence_of_different_experts_has_the_derivative_of_the_gate(top_k):
+    gated = Gated(experts(), slopes(3), top_k=top_k)
+    z = np.asarray(SHADED, np.float64).reshape(6, -1)
+    for gamma in (-3.0, 0.5, 4.0):
+        h, divergence = rates(gated, SHADED, gamma)
+        want_h, want = field_by_hand(z, gamma)
+        np.testing.assert_allclose(np.reshape(h, (6, -1)), want_h, atol=1e-5)
+        np.testing.assert_allclose(divergence, want, atol=1e-5)
+
+        # A gate whose derivative is lost has the same field and another divergence.
+        held_h, held = rates(gated.but(gate=Held(gated.gate)), SHADED, gamma)
+        np.testing.assert_allclose(held_h, h, atol=1e-6)
+        np.testing.assert_allclose(held, field_by_hand(z, gamma, moves=False)[1], atol=1e-5)
+        assert np.abs(held - want).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["network", "two ranges"])
+def test_divergence_is_that_of_finite_differences_of_the_field(kind):
+    """In float64, where differences are exact to 1e-8; they see every way in which the field depends on z."""
+    with jax.enable_x64(True):
+        gated = both_ranges() if kind == "two ranges" else Gated(experts(), gate(3))
+        z, size, step = jnp.asarray(SHADED[1:3], jnp.float64), Z[0].size, 1e-5
+        moves = step * jnp.eye(size).reshape(size, 1, *SHAPE)
+        ends = [jnp.reshape(z + sign * moves, (2 * size, *SHAPE)) for sign in (1, -1)]
+        ahead, behind = (jnp.reshape(rates(gated, e, 0.3)[0], (size, 2, size)) for e in ends)
+        want = jnp.einsum("dbd->b", ahead - behind) / (2 * step)
+        np.testing.assert_allclose(rates(gated, z, 0.3)[1], want, rtol=1e-6)
+
+
+RANGES = {
+    "one range": ((toys.LOW,) * 3, [(*toys.LOW, (0, 1, 2))]),
+    "two ranges": (
+        (toys.LOW, toys.LOW, toys.HIGH),
+        [(-7.864, -6.994, (0, 1)), (-6.994, 5.0, (0, 1, 2)), (5.0, 8.764, (2,))],
+    ),
+}
+EXACT = likelihood.Settings(control=flow.FixedGrid(4.0), trace="exact")
+
+
+def start_of(images):
+    """The dequantised states of the first draw, and their entropy in nats."""
+    keys = noise.image_keys(KEY, jnp.arange(len(images)))
+    draw_keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 0), 0))(keys)
+    drawn = dequantize("truncated_normal", images, scale=SCALE, keys=draw_keys, gamma=toys.LOW[0])
+    return drawn.z, np.asarray(drawn.entropy, np.float64)
+
+
+def bpd_by_hand(images, parts, *, moves=True):
+    """Bits per dimension of `experts()` under `slopes(3)`: NumPy, RK4, SciPy's prior."""
+    z, entropy = start_of(images)
+    end, divergence = walk_by_hand(z, parts, moves=moves)
+    std = np.sqrt(1 / (1 + np.exp(-parts[-1][1])))
+    log_prob = stats.norm.logpdf(end, scale=std).sum(1) + divergence + entropy
+    return -log_prob / (end.shape[1] * np.log(2))
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_exact_likelihood_of_different_experts_is_that_of_a_fine_integration(name):
+    ranges, parts = RANGES[name]
+    gated = Gated(experts(ranges), slopes(3))
+    score = jax.jit(
+        lambda e: likelihood.log_likelihood(e, DARK_AND_BRIGHT, key=KEY, settings=EXACT, scale=SCALE)
+    )
+    want, held = (bpd_by_hand(DARK_AND_BRIGHT, parts, moves=moves) for moves in (True, False))
+    np.testing.assert_allclose(score(gated).bpd, want, atol=5e-5)
+    # Without the gate's derivative it would be another likelihood.
+    np.testing.assert_allclose(score(gated.but(gate=Held(gated.gate))).bpd, held, atol=5e-5)
+    assert np.abs(held - want).min() > 5e-3
+
+
 # --- every room takes it -----------------------------------------------------------------------------
 
 
@@ -337,15 +487,42 @@ def test_samplers_take_dense_and_sparse_mixtures(sampler):
 
 
 @pytest.mark.slow
-def test_sweeps_and_switches_take_a_gated_mixture():
-    low, high = atoms(np.ones(8)), atoms(1.0 + np.arange(8), toys.HIGH)
-    settings = sampling.Settings(sampler="heun", steps=6)
-    found, plain = (
-        sweeps.sweep_samples(e, high, [0.3, 0.5], 4, key=KEY, settings=settings)
-        for e in (Gated([low, low], slopes(2)), low)
-    )
-    np.testing.assert_array_equal(found.images, plain.images)
-    assert found.nfe == plain.nfe
+@pytest.mark.parametrize("sampler", ["heun", "ancestral"])
+def test_a_sweep_of_samples_over_a_gated_mixture_of_different_experts_is_each_switch_s(sampler):
+    low, high = Gated(experts(), slopes(3)), atoms(1.0 + np.arange(8), toys.HIGH)
+    common = dict(key=KEY, settings=sampling.Settings(sampler=sampler, steps=12))
+    etas = (0.3, 0.5)
+    found = sweeps.sweep_samples(low, high, etas, 6, **common)
+    for eta, images in zip(etas, found.images, strict=True):
+        alone, *singles = (
+            sampling.generate(Switch(e, high, eta), 6, **common)[0] for e in (low, *low.experts)
+        )
+        assert np.mean(images != alone) < 0.01
+        assert min(np.mean(single != alone) for single in singles) > 0.1
+
+
+@pytest.mark.slow
+def test_a_sweep_of_likelihoods_over_a_gated_mixture_of_different_experts_is_each_switch_s():
+    low, high = Gated(experts(), slopes(3)), atoms(1.0 + np.arange(8), toys.HIGH)
+    etas, images = (0.3, 0.5), np.asarray(DARK_AND_BRIGHT)
+    found = sweeps.sweep_likelihood(low, high, etas, images, key=KEY, settings=EXACT)
+    np.testing.assert_allclose(found.low.bpd, bpd_by_hand(images, RANGES["one range"][1]), atol=1e-4)
+    z, entropy = start_of(images)
+    for eta, merged in zip(etas, found.merged, strict=True):
+        gamma = noise.gamma_of_eta(eta, *toys.MERGED)
+        # By hand up to the threshold; from there the closed-form expert's own solve.
+        middle, below = walk_by_hand(z, [(toys.LOW[0], gamma, (0, 1, 2))])
+        end = flow.solve(
+            high,
+            jnp.asarray(middle.reshape(z.shape), jnp.float32),
+            gamma,
+            toys.HIGH[1],
+            rising=True,
+            control=EXACT.control,
+            probes=flow.exact_probes(SHAPE),
+        )
+        log_prob = likelihood.gaussian_prior(end.z, toys.HIGH[1]) + below + end.divergence + entropy
+        np.testing.assert_allclose(merged.bpd, -log_prob / (16 * np.log(2)), atol=1e-4)
 
 
 def test_exact_likelihood_of_a_choice_that_jumps_is_refused_also_inside_a_switch(whole):

@@ -53,25 +53,25 @@ def prepare(config: ConfigDict, progress) -> Setup:
     """
     low, high = load_pair(config)
     candidates, fixed = etas_of(config, low, high)
-    parts = {"train": config.data.train_split, "validation": config.data.validation_split}
-    parts["test"] = config.data.test_split
-    data = {part: open_split(config, split) for part, split in parts.items()}
+    data = open_splits(config)
     eta = 0.5 * (candidates[0] + candidates[-1])
     Switch(low, high, eta).pixel_scale.check(data["train"].take(1).images, low.image_shape)
     data["test"].take(
         max(config.likelihood.n_images, config.bound.n_images, config.reconstruction.n_images, 1)
     )
-    if config.data.n_validation:
-        data["validation"] = data["validation"].take(config.data.n_validation)
     records = {"VDM": experts.record_of(config.experts.low), "EDM": experts.record_of(config.experts.high)}
     check_experts(config, records, data["train"])
     judge = quality.judge(config, data["train"], progress)
     quality.check_counts(judge, config.sampling)
-    key = jax.random.key(config.seed)
-    uses = ("proposal", "grid", "likelihood", "bound", "sampling")
-    keys = {use: jax.random.fold_in(key, i) for i, use in enumerate(uses)}
     return Setup(
-        low, high, **data, keys=keys, candidates=candidates, fixed_etas=fixed, judge=judge, records=records
+        low,
+        high,
+        **data,
+        keys=keys_of(config.seed),
+        candidates=candidates,
+        fixed_etas=fixed,
+        judge=judge,
+        records=records,
     )
 
 
@@ -106,6 +106,23 @@ def etas_of(config: ConfigDict, low: Expert, high: Expert) -> tuple[list[float],
     inner = np.arange(np.ceil(lowest / step), np.floor(highest / step) + 1) * step
     inner = [round(float(eta), 6) for eta in inner if lowest < eta < highest]
     return sorted({lowest, highest, *inner, *fixed}), fixed
+
+
+def open_splits(config: ConfigDict) -> dict[str, Dataset]:
+    """The config's "train", "validation" and "test" images, the validation images as many as it asks for."""
+    asked = config.data
+    names = {"train": asked.train_split, "validation": asked.validation_split, "test": asked.test_split}
+    data = {part: open_split(config, split) for part, split in names.items()}
+    if asked.n_validation:
+        data["validation"] = data["validation"].take(asked.n_validation)
+    return data
+
+
+def keys_of(seed: int) -> dict[str, jax.Array]:
+    """One key per use of random numbers."""
+    key = jax.random.key(seed)
+    uses = ("proposal", "grid", "likelihood", "bound", "sampling")
+    return {use: jax.random.fold_in(key, i) for i, use in enumerate(uses)}
 
 
 def open_split(config: ConfigDict, split: str) -> Dataset:

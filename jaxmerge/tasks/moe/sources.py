@@ -8,13 +8,12 @@ taken as they are.
 import functools
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
 from jaxmerge.tasks import experts, quality
 from jaxmerge.tasks.moe import diagnose, models, train
-from jaxmerge.tasks.setup import Setup, check_experts, open_split, prepare
+from jaxmerge.tasks.setup import Setup, check_experts, keys_of, open_splits, prepare
 
 
 def setup_of(config: ConfigDict, run: Run) -> Setup:
@@ -34,18 +33,11 @@ def setup_of(config: ConfigDict, run: Run) -> Setup:
 
 def fresh_setup(config: ConfigDict, run: Run) -> Setup:
     """What every stage needs, where no expert exists yet: a fresh network stands for both."""
-    splits = {"train": config.data.train_split, "validation": config.data.validation_split}
-    data = {
-        part: open_split(config, split) for part, split in (splits | {"test": config.data.test_split}).items()
-    }
-    if config.data.n_validation:
-        data["validation"] = data["validation"].take(config.data.n_validation)
+    data = open_splits(config)
     judge = quality.judge(config, data["train"], run.progress)
     quality.check_counts(judge, config.sampling)
     expert = models.fresh_expert(config, data["train"], config.seed)
-    key = jax.random.key(config.seed)
-    uses = ("proposal", "grid", "likelihood", "bound", "sampling")
-    keys = {use: jax.random.fold_in(key, i) for i, use in enumerate(uses)}
+    keys = keys_of(config.seed)
     return Setup(expert, expert, **data, keys=keys, candidates=[], fixed_etas=[], judge=judge, records={})
 
 
