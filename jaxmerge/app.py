@@ -21,6 +21,9 @@ PACKAGES = (
 )
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM arrived; a KeyboardInterrupt, so that libraries let it pass."""
 
@@ -48,6 +51,7 @@ def main(argv: list[str]) -> int:
         print(answer)
         return 0
     except KeyboardInterrupt as stop:
+        release_signals()  # a training that was stopped has put `stop` back
         number = getattr(stop, "number", signal.SIGINT)
         word = "stopped" if number == signal.SIGTERM else "interrupted"
         print(f"{word}; give the same command again and the run continues where it was.", file=sys.stderr)
@@ -91,12 +95,18 @@ def catch_signals() -> None:
         return
 
     def stop(number, frame):
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        release_signals()
         raise Stopped(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, stop)
+
+
+def release_signals() -> None:
+    """Makes the next Ctrl-C or SIGTERM end the process at once."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def sentence(error: BaseException) -> str:

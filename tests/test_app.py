@@ -169,6 +169,24 @@ def test_a_stopped_run_says_so_and_continues(number, code):
     assert "first is 1.5" in again.stdout
 
 
+def test_a_second_signal_ends_the_process_also_after_a_stop_within_a_training(monkeypatch, capsys):
+    before = {number: signal.getsignal(number) for number in app.STOPPING}
+
+    def stopped_by_the_training(asked):
+        raise app.Stopped(
+            signal.SIGTERM
+        )  # not by the app's own handler, which would have released the signals
+
+    monkeypatch.setattr(app, "execute", stopped_by_the_training)
+    try:
+        assert app.main(["main.py", "--config", MERGE]) == 143
+        assert {signal.getsignal(number) for number in app.STOPPING} == {signal.SIG_DFL}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "the run continues" in capsys.readouterr().err
+
+
 # The compilation cache
 
 
