@@ -43,6 +43,7 @@ def article_protocol(config) -> None:
     config.moe.steps = 85_000
     config.moe.warmup_steps = 5_000
     config.moe.batch_size = 128
+    config.moe.learning_rate = 1e-3
     config.moe.experts_learning_rate = 2e-4
     config.moe.ema_decay = 0.9999
     config.moe.width = 32

@@ -393,9 +393,9 @@ def moe() -> ConfigDict:
             "held_out_steps": 100,
             # Gates per method, each with its own seed.
             "seeds": 3,
-            # Training of a gate: optimiser steps, images per step, highest learning rate and the steps it rises
-            # over, decay of the weights' average, steps between validations (with so many noise draws per image)
-            # and between checkpoints.
+            # Training of a gate: optimiser steps, images per step, highest learning rate (of the gate, also where
+            # experts are trained with it) and the steps it rises over, decay of the weights' average, steps between
+            # validations (with so many noise draws per image) and between checkpoints.
             "steps": 200,
             "batch_size": 64,
             "learning_rate": 5e-3,

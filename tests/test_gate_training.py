@@ -227,6 +227,16 @@ def test_frozen_experts_stay_as_they_are_and_only_the_gate_is_stored(tmp_path):
     assert result.last.bias.tolist() == [0, 0]
 
 
+def test_experts_and_gate_have_learning_rates_of_their_own(tmp_path):
+    result = train(
+        tmp_path, FIXED, parts="all", steps=1, eval_every=1, learning_rate=0.05, experts_learning_rate=0.002
+    )
+    # Adam's first update is the learning rate whatever the gradient; nine tenths of it are in the average.
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), result.last, FIXED)
+    np.testing.assert_allclose(moved.gate.logits, 0.9 * 0.05, rtol=1e-3)
+    np.testing.assert_allclose([e.slope for e in moved.experts], 0.9 * 0.002, rtol=1e-3)
+
+
 def test_balancing_bias_moves_against_the_share_of_the_choice(tmp_path):
     gated = zero_and_one([0.9, 0.1]).but(top_k=1)
     result = train(tmp_path, gated, steps=3, eval_every=3, learning_rate=1e-6, bias_rate=0.1)

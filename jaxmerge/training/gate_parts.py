@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import jax
+import optax
 from jaxtyping import PyTree
 
 from jaxmerge import checkpoint
@@ -52,6 +53,19 @@ def join(trained: PyTree, frozen: PyTree) -> Gated:
     return jax.tree.map(
         lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
     )
+
+
+def scale_experts(factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the experts, not those of the gate: after an optimizer, their learning rate.
+
+    Args:
+        factor: the experts' learning rate divided by the gate's.
+    """
+
+    def update(updates: Gated, params):
+        return updates.but(experts=jax.tree.map(lambda u: factor * u, updates.experts))
+
+    return optax.stateless(update)
 
 
 def save_gated(

@@ -22,7 +22,7 @@ from jaxmerge.gate.measure import Measured, measure
 from jaxmerge.noise import PixelScale
 from jaxmerge.training import gate_objective, gate_step
 from jaxmerge.training.gate_objective import PENALTIES, Penalties
-from jaxmerge.training.gate_parts import join, split
+from jaxmerge.training.gate_parts import join, scale_experts, split
 from jaxmerge.training.loop import train_by
 from jaxmerge.training.optimizer import make_optimizer
 from jaxmerge.training.step import initial_state
@@ -125,6 +125,7 @@ def train_gated(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    experts_learning_rate: float | None = None,
     parts: str = "gate",
     penalties: Penalties = PENALTIES,
     members: Bool[np.ndarray, "N K"] | None = None,
@@ -157,6 +158,8 @@ def train_gated(
             image passes through one expert there.
         learning_rate, warmup_steps, weight_decay, clip, b2: see `make_optimizer`; gradients are averaged over
             devices before they are clipped.
+        experts_learning_rate: the highest of the experts, where they are trained; on the gate's schedule, and the
+            gate's by default.
         parts: "gate", "adapters" or "all", see `gate_parts.split`.
         penalties: their weights.
         members, validation_members: which images belong to slice k; needed for a warm-up or an alignment.
@@ -180,10 +183,12 @@ def train_gated(
     optimizer_settings = dict(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, clip=clip, b2=b2
     )
+    rates = {} if parts == "gate" else {"experts_learning_rate": experts_learning_rate or learning_rate}
     optimizer, *programs = _programs(
         len(gated.experts),
         data.levels,
         (("steps", steps), *optimizer_settings.items()),
+        rates.get("experts_learning_rate", learning_rate) / learning_rate,
         parts,
         penalties,
         batch_size,
@@ -223,6 +228,7 @@ def train_gated(
             "batch_size": batch_size,
             "ema_decay": ema_decay,
             **optimizer_settings,
+            **rates,
             "parts": parts,
             "penalties": dataclasses.asdict(penalties),
             "warm_fraction": warm_fraction,
@@ -253,10 +259,18 @@ def _hashes(**members: Bool[np.ndarray, "N K"] | None) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=2)
 def _programs(
-    count: int, levels: int, optimizing, parts: str, penalties: Penalties, batch_size, ema_decay, bias_rate
+    count: int,
+    levels: int,
+    optimizing: tuple[tuple[str, float], ...],
+    experts_rate: float,
+    parts: str,
+    penalties: Penalties,
+    batch_size: int,
+    ema_decay: float,
+    bias_rate: float,
 ) -> tuple[optax.GradientTransformation, Callable, Callable]:
     """The optimizer, a step of the warm-up and one of the joint phase; kept, so that another seed compiles nothing."""
-    optimizer = make_optimizer(**dict(optimizing))
+    optimizer = optax.chain(make_optimizer(**dict(optimizing)), scale_experts(experts_rate))
     make = functools.partial(
         gate_step.make_program, optimizer=optimizer, ema_decay=ema_decay, dropout=parts != "gate"
     )

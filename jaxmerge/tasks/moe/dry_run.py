@@ -261,7 +261,6 @@ def miniature(config: ConfigDict, run: Run) -> dict[str, Any]:
         seed=0,
         parts=train.expert_parts(asked, asked.experts),
         steps=2,
-        learning_rate=asked.experts_learning_rate,
         members=(chosen.members(parts[0]), chosen.members(parts[1])),
         last=True,
         warm_fraction=0.5,

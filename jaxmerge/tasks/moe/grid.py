@@ -80,7 +80,6 @@ class Grid:
                 parts=train.expert_parts(self.asked, kind),
                 steps=self.steps(),
                 warm_fraction=self.warm_steps / self.steps(),
-                learning_rate=self.asked.experts_learning_rate,
             )
         top_k = min(self.asked.top_k, count) if variant.sparse else None
         gated = models.fresh(self.asked, experts, seed=seed, top_k=top_k)
@@ -179,7 +178,6 @@ class Grid:
             parts="gate",
             steps=self.asked.collapse_steps,
             warm_fraction=0.0,
-            learning_rate=self.asked.learning_rate,
             change=lambda gated: gated.but(experts=experts, gate=offset_logits(gated.gate, offset)),
         )
         records = [train_one(seed=seed)[1] for seed in self.seeds]

@@ -48,7 +48,6 @@ def train(
     seed: int,
     parts: str = "gate",
     steps: int | None = None,
-    learning_rate: float | None = None,
     members: tuple[Bool[np.ndarray, "N K"], Bool[np.ndarray, "M K"]] | None = None,
     last: bool = False,
     **settings: Any,
@@ -62,7 +61,7 @@ def train(
         gated: the mixture to start from; its frozen parts are taken from here also when it is loaded.
         data: training and validation images.
         seed: of batches, noise and dropout.
-        parts, steps, learning_rate: as in `gate_recipe.train_gated`; those of the gate by default.
+        parts, steps: as in `gate_recipe.train_gated`; the gate, for the config's steps, by default.
         members: slices of the training and of the validation images.
         last: take the EMA weights of the last step, not those that were best on the validation images.
         settings: further arguments of `train_gated`.
@@ -73,7 +72,7 @@ def train(
     """
     asked, folder = config.moe, run.path("gates", name)
     steps = steps or asked.steps
-    settings |= dict(seed=seed, parts=parts, steps=steps, learning_rate=learning_rate or asked.learning_rate)
+    settings |= dict(seed=seed, parts=parts, steps=steps)
     settings["members"], settings["validation_members"] = members or (None, None)
 
     def compute():
@@ -98,6 +97,8 @@ def _fit(config, run, name, gated, data, *, steps: int, **settings: Any) -> gate
             workdir=folder,
             steps=steps,
             batch_size=asked.batch_size,
+            learning_rate=asked.learning_rate,
+            experts_learning_rate=asked.experts_learning_rate,
             warmup_steps=min(asked.warmup_steps, steps - 1),
             ema_decay=asked.ema_decay,
             save_every=asked.checkpoint_every,
@@ -191,7 +192,6 @@ def specialists(
         seed=config.seed,
         parts=expert_parts(asked, kind),
         steps=steps,
-        learning_rate=asked.experts_learning_rate,
         members=members,
         last=True,
         # The share is below 1 and rounds to all steps.
@@ -225,6 +225,5 @@ def single(
         seed=seed,
         parts="all",
         steps=steps,
-        learning_rate=config.moe.experts_learning_rate,
     )
     return gated.experts[0], record
