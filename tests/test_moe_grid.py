@@ -89,6 +89,14 @@ def test_a_pool_that_does_not_fit_is_refused(change):
         checks.check_settings(config)
 
 
+def test_scalars_that_nothing_could_write_are_refused_before_any_training(monkeypatch):
+    config = default.get_config()
+    config.moe.tensorboard = True
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="moe.tensorboard needs the package tensorboardX"):
+        checks.check_settings(config)
+
+
 def test_equal_compute_counts_three_calls_of_every_image_where_weights_are_trained():
     config = default.get_config()
     config.moe.width = 2  # next to nothing beside the experts

@@ -475,11 +475,20 @@ def test_definitions_say_how_times_were_taken_and_what_a_gain_is_where_there_are
     assert said["ms per image"].endswith("seconds, a device.") and "gain" not in said
     table.with_gains(rows, ONE.name, ("vlb",), MEASURED, METHODS)
     assert "baseline" in about.definitions(frame(), ("frechet", "Fréchet"), rows)["gain"]
-    said = about.definitions(
-        frame(judge=types.SimpleNamespace(definition="Far. ± is an error.")), ("frechet", "Fréchet"), ()
+    assert "of 5 calls" in about.definitions(frame(), ("frechet", "Fréchet"), ())["ms per image"]
+
+
+def test_definitions_are_those_of_every_score_in_the_table():
+    judge = types.SimpleNamespace(
+        definitions={"fid": "Far.", "kid": "A kernel.", "inception_score": "Clear."}
     )
-    assert "of 5 calls" in said["ms per image"]
-    assert said["Fréchet"] == "Far. ± is the standard deviation over seeds."
+    rows = [{"fid": 2.0, "kid": 0.1}, {"fid": 3.0, "inception_score": None}]
+    said = about.definitions(
+        frame(judge=judge), ("fid", "FID"), [r | {"latency_definition": ""} for r in rows]
+    )
+    assert said["FID"] == "Far. ± is the standard deviation over seeds."
+    assert said["KID"].startswith("A kernel.") and "Inception score" not in said
+    assert [c[0] for c in table.columns(rows, ("fid", "FID"))] == ["FID", "KID"]
 
 
 # --- report ------------------------------------------------------------------------------------------

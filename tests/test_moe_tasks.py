@@ -132,12 +132,27 @@ def test_a_plan_is_of_the_checkpoint_that_experts_start_from_where_it_is_there()
     shipped = sum(leaf.size for leaf in jax.tree.leaves(io.shipped("digits_vdm")))
     found = dry_run.plan(config, 2)
     assert found["parameters_experts"] == 2 * shipped
-    assert found["network"] == "the network of the checkpoint digits_vdm"
+    assert found["network"] == "the networks of digits_vdm"
     config.experts.low = "no/such/checkpoint"
     config.expert.width, config.expert.depth = 8, 1
     smaller = dry_run.plan(config, 2)
     assert smaller["parameters_experts"] < shipped
-    assert "section expert, since the checkpoint no/such/checkpoint is not there" in smaller["network"]
+    assert "section expert, since there is no no/such/checkpoint" in smaller["network"]
+
+
+def test_a_plan_is_of_a_pool_whose_experts_differ_and_are_not_warmed_up():
+    config = default.get_config()
+    config.moe.pool = ("digits_vdm", "digits_edm")
+    found = dry_run.plan(config, 2)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(io.shipped(name))) for name in config.moe.pool]
+    assert sizes[0] != sizes[1] and found["parameters_experts"] == sum(sizes)
+    assert found["network"] == "the networks of digits_vdm, digits_edm"
+    assert (
+        found["warm_up_gib"] == 0 < found["total_gib"] == found["state_gib"] + found["kept_for_backward_gib"]
+    )
+    config.moe.pool = ("digits_vdm", "not/there")
+    config.expert.width, config.expert.depth = 8, 1
+    assert dry_run.plan(config, 2)["parameters_experts"] < sizes[0]
 
 
 def test_a_plan_counts_the_phase_that_needs_more_and_the_calls_of_the_evaluation():

@@ -250,7 +250,8 @@ def test_a_runs_definitions_say_how_many_samples_of_which_seeds(tmp_path):
     for column, text in said.items():
         assert text == (
             f"{judge.definitions[column]} Samples: ode, 50 per seed, seeds 0, 1 (seeds 0 for thresholds that are not "
-            "proposed); ancestral, 40 per seed, seeds 0, 1, all of the run's seed 0."
+            "proposed); ancestral, 40 per seed, seeds 0, 1, all of the run's seed 0; ± is the standard error over "
+            "seeds, where there are several."
         )
     assert wording.score_definitions(config, judge, {"etas": []}) == {"fid": judge.definitions["fid"]}
     found = summary.seeds(measured)

@@ -59,10 +59,11 @@ def missing(asked: ConfigDict) -> list[tuple[str, str]]:
     """(path, source) of every expert that is neither shipped nor on disk; the source may be empty."""
     # Something that stands there and is no expert is for the reader to refuse, which knows why.
     pairs = ((asked.low, asked.low_source), (asked.high, asked.high_source))
-    return [(path, source) for path, source in pairs if not _is_here(path)]
+    return [(path, source) for path, source in pairs if not is_here(path)]
 
 
-def _is_here(path: str) -> bool:
+def is_here(path: str) -> bool:
+    """Whether an expert is shipped, or something is at the path of its checkpoint."""
     untrained = path.startswith(UNTRAINED) and path.removeprefix(UNTRAINED) in _FULL_SIZE
     return untrained or path in io.shipped_names() or pathlib.Path(path).exists()
 

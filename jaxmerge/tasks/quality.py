@@ -97,8 +97,7 @@ class ClassifierJudge(Judge):
         size = self._train_features.shape[1]
         return (
             f"{classifier.frechet_name(self.train.name)}: between the {size} penultimate features of samples and of the "
-            f"{len(self.train)} training images; lower is better. ± is the standard error over seeds, where there "
-            "are several."
+            f"{len(self.train)} training images; lower is better."
         )
 
     @property
@@ -172,8 +171,7 @@ class InceptionJudge(Judge):
     def definition(self) -> str:
         return (
             f"{self.names.long} to {self.reference.name}: Inception's 2048 pool features, weights "
-            f"{self.net.weights[:12]}, {self.net.resize}; lower is better. ± is the standard error over seeds, where "
-            "there are several."
+            f"{self.net.weights[:12]}, {self.net.resize}; lower is better."
         )
 
     @property

@@ -61,7 +61,12 @@ def sample_counts(config, measured) -> str:
         if len(swept) < len(seeds):
             text += f" ({f'seeds {listed(swept)}' if swept else 'none'} for thresholds that are not proposed)"
         said.append(text)
-    return f"Samples: {'; '.join(said)}, all of the run's seed {config.seed}." if said else ""
+    if not said:
+        return ""
+    return (
+        f"Samples: {'; '.join(said)}, all of the run's seed {config.seed}; ± is the standard error over seeds, where "
+        "there are several."
+    )
 
 
 def listed(seeds) -> str:

@@ -26,11 +26,11 @@ from jaxmerge.tasks.moe.words import grid as words
 
 def run(config: ConfigDict, run: Run) -> None:
     """Trains and measures every row, and writes results and report."""
+    checks.check_settings(config)
+    rows = wanted(config.moe)
     if config.moe.dry_run:
         dry_run.run(config, run)
         return
-    checks.check_settings(config)
-    rows = wanted(config.moe)
     setup = setup_of(config, run)
     checks.check_measurements(config, setup)
     grid = Grid(config, run, setup)

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from jaxmerge.tasks import merge, reconstructions
+from jaxmerge.tasks.moe.train import check_tensorboard
 from jaxmerge.tasks.setup import Setup
 
 
@@ -10,11 +11,12 @@ def check_settings(config: ConfigDict) -> None:
     """Refuses settings that no data set or expert could make valid.
 
     Raises:
-        ValueError: several draws of the likelihood, an unknown control, sampler or dequantisation, no seeds, or a pool
-            that is not one of `moe.count` checkpoints.
+        ValueError: several draws of the likelihood, an unknown control, sampler or dequantisation, no seeds, a pool
+            that is not one of `moe.count` checkpoints, or TensorBoard's files without the package that writes them.
     """
     merge.check_late_stages(config)
     asked = config.moe
+    check_tensorboard(asked)
     if asked.pool and (asked.base, asked.experts, len(asked.pool)) != ("checkpoint", "full", asked.count):
         raise ValueError(
             f"moe.pool must name moe.count={asked.count} experts, with moe.base='checkpoint' and moe.experts='full'; got "

@@ -43,7 +43,8 @@ HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 def run(config: ConfigDict, run: Run) -> None:
     """Writes the memory plan and the miniature steps' figures as results."""
     asked = config.moe
-    largest = max(asked.count, *asked.counts)
+    # A pool is as large as it is.
+    largest = asked.count if asked.pool else max(asked.count, *asked.counts)
     planned = {
         count: run.stage(f"plan_{count}", lambda k=count: plan(config, k)) for count in (asked.count, largest)
     }
@@ -106,26 +107,31 @@ def _stand_in(shape: tuple[int, int, int], levels: int, count: int, seed: int, s
     )
 
 
-def base_expert(config: ConfigDict) -> tuple[Callable[[], Expert], str]:
-    """What makes the network that all experts start from, and where it is described.
+def base_experts(config: ConfigDict) -> tuple[Callable[[], list[Expert]], str]:
+    """What makes the network that all experts start from, or those of a pool, and where they are described.
 
-    It is that of the checkpoint where the run starts from one that is there, else that of section `expert`.
+    They are those of the checkpoints where the run starts from some that are there, else that of section `expert`.
     """
-    low = config.experts.low
+    names = list(config.moe.pool) or [config.experts.low]
     asked = config.moe.base == "checkpoint"
-    if asked and low not in dict(experts.missing(config.experts)):
-        return lambda: experts.load_expert(low), f"the network of the checkpoint {low}"
+    absent = [name for name in names if not experts.is_here(name)]
+    if asked and not absent:
+        return lambda: [experts.load_expert(name) for name in names], f"the networks of {', '.join(names)}"
     described = recipes.description(config.expert.to_dict(), _stand_in(*shape_of(config), 1, 0, "train"))
-    reason = f", since the checkpoint {low} is not there" if asked else ""
-    return lambda: io.build(described, seed=0), f"the network of the config's section expert{reason}"
+    reason = f", since there is no {' and no '.join(absent)}" if asked else ""
+    return (
+        lambda: [io.build(described, seed=0) for _ in names],
+        f"the network of the config's section expert{reason}",
+    )
 
 
 def abstract_mixture(config: ConfigDict, count: int) -> Gated:
     """The config's mixture of so many experts at full size, as shapes."""
-    asked, make_base = config.moe, base_expert(config)[0]
+    asked, make_experts = config.moe, base_experts(config)[0]
 
     def make():
-        started = train.starting(asked, make_base(), count, asked.experts, 0)
+        made = make_experts()
+        started = tuple(made) if asked.pool else train.starting(asked, *made, count, asked.experts, 0)
         return models.fresh(asked, started, seed=0)
 
     return jax.eval_shape(make)
@@ -142,11 +148,12 @@ def plan(config: ConfigDict, count: int) -> dict[str, float | int | str]:
     batch = on_each(asked.batch_size, asked.devices)
     groups = on_each(gate_step.groups_of(asked.batch_size, count), asked.devices)
     parts = train.expert_parts(asked, asked.experts)
-    warm = training(config, gated, parts, gate_objective.warm_loss, groups * count)
+    # The experts of a pool are not warmed up.
+    warm = () if asked.pool else training(config, gated, parts, gate_objective.warm_loss, groups * count)
     state, kept = training(
         config, gated, "gate" if asked.parts == "gate" else parts, gate_objective.mixture_loss, batch
     )
-    found = {"experts": count, "network": base_expert(config)[1], "images_per_device": batch}
+    found = {"experts": count, "network": base_experts(config)[1], "images_per_device": batch}
     found |= {f"parameters_{name}": value for name, value in parameter_counts(gated).items()}
     found |= {"state_gib": state, "kept_for_backward_gib": kept, "warm_up_gib": sum(warm)}
     return found | {"total_gib": max(state + kept, sum(warm))} | evaluation(config, gated)

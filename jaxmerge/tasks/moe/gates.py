@@ -64,10 +64,10 @@ GATES = (
 
 def run(config: ConfigDict, run: Run) -> None:
     """Trains the gates, measures every method, and writes results and report."""
+    checks.check_settings(config)
     if config.moe.dry_run:
         dry_run.run(config, run)
         return
-    checks.check_settings(config)
     setup = prepare(config, run.progress)
     checks.check_measurements(config, setup)
     sets = diagnose.slice_sets(run, config.moe, config.moe.count, setup.train)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxmerge.files import write_bytes
 from jaxmerge.report import tables
+from jaxmerge.report.quality import SCORES
 from jaxmerge.run import Run
 from jaxmerge.tasks.moe.differences import (
     PER_IMAGE,
@@ -150,8 +151,7 @@ def columns(rows: list[dict[str, Any]], distance: tuple[str, str]) -> list[list[
         ["bpd, exact", "bpd", "bpd_se", "bpd_sd"],
         ["bound", "vlb", "vlb_se", "vlb_sd"],
         [distance[1], distance[0], f"{distance[0]}_sd", ""],
-        ["classifier score", "classifier_score", "classifier_score_sd", ""],
-        ["Inception score", "inception_score", "inception_score_sd", ""],
+        *([header, column, f"{column}_sd", ""] for column, header in SCORES.items()),
         ["PSNR, dB", "psnr", "psnr_se", "psnr_sd"],
         ["SSIM", "ssim", "ssim_se", "ssim_sd"],
         ["LPIPS", "lpips", "lpips_se", "lpips_sd"],

@@ -121,6 +121,19 @@ def usage_curve(losses: list[dict[str, str]]) -> dict[str, np.ndarray]:
     return {"usage_step": np.array(step), "usage": np.stack([usage[part].mean(0) for part in parts])}
 
 
+def check_tensorboard(asked: ConfigDict) -> None:
+    """Refuses scalars for TensorBoard where nothing can write them.
+
+    Raises:
+        ValueError: they are asked for and tensorboardX is not installed.
+    """
+    if asked.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError(
+            "moe.tensorboard needs the package tensorboardX, which is not installed; run: pip install "
+            "'.[tensorboard]', or set moe.tensorboard=False."
+        )
+
+
 @contextlib.contextmanager
 def scalars(
     asked: ConfigDict, folder: pathlib.Path
@@ -136,11 +149,7 @@ def scalars(
     if not asked.tensorboard:
         yield None
         return
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError(
-            "moe.tensorboard needs the package tensorboardX, which is not installed; run: pip install "
-            "'.[tensorboard]', or set moe.tensorboard=False."
-        )
+    check_tensorboard(asked)
     from tensorboardX import SummaryWriter  # only where it is asked for
 
     with contextlib.ExitStack() as files:

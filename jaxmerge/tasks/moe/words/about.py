@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.gate.regularisers import COLLAPSE
+from jaxmerge.report.quality import SCORES
 from jaxmerge.tasks.moe.models import Method
 from jaxmerge.tasks.moe.words.phrases import called
 from jaxmerge.tasks.reconstructions import window_of
@@ -64,10 +65,12 @@ def definitions(frame, distance: tuple[str, str], rows: Sequence[dict[str, Any]]
             "defined, and left out, where the field jumps with the image (a choice of the top k, random weights)."
         )
     if setup.judge is not None:
-        # Tables of a merge have the standard error over seeds there.
-        said[distance[1]] = (
-            f"{setup.judge.definition.split(' ± ')[0]} ± is the standard deviation over seeds."
-        )
+        headers = {distance[0]: distance[1]} | SCORES
+        said |= {
+            headers[column]: f"{text} ± is the standard deviation over seeds."
+            for column, text in setup.judge.definitions.items()
+            if column in headers and any(line.get(column) is not None for line in rows)
+        }
     return said
 
 
