@@ -93,7 +93,7 @@ def test_scalars_that_nothing_could_write_are_refused_before_any_training(monkey
     config = default.get_config()
     config.moe.tensorboard = True
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="moe.tensorboard needs the package tensorboardX"):
+    with pytest.raises(ValueError, match="needs the package tensorboardX"):
         checks.check_settings(config)
 
 
