@@ -10,6 +10,7 @@ Every file appears whole or not at all: it is written beside its place and then 
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -31,7 +32,8 @@ try:
 except ImportError:  # Windows: two runs in one folder are not noticed there.
     fcntl = None
 
-SECONDS = "__seconds__"
+# What a stage's file says of itself: how long it took, and the revision of the code that made it.
+SECONDS, REVISION = "__seconds__", "__revision__"
 # What every run writes before it computes anything.
 RECORDS = ("config.json", "log.txt", ".lock")
 
@@ -44,7 +46,7 @@ class Run:
         config: the config as plain nested dictionaries.
         name: the config's name.
         command: the command line that started the run.
-        environment: versions, devices and revision; called only when a new run starts.
+        environment: versions, devices and revision; called only where something is computed.
 
     Raises:
         ValueError: the folder holds another config's run, or another process works in it.
@@ -71,6 +73,8 @@ class Run:
         self._console = console()
         self._progress = Progress(self._console)
         self._timings: dict[str, float] = {}
+        self._revisions: dict[str, str | None] = {}
+        self._describe = environment
         self._lock = None
         self._refuse_other_config()
         make_folder(self.workdir / "stages")
@@ -81,7 +85,7 @@ class Run:
             record = {"name": name, "command": command, "config": self.config}
             self._fresh = not self.path("config.json").exists()
             if self._fresh:
-                record["environment"] = environment()
+                record["environment"] = self._now
                 self.write_json("config.json", record)
             self.environment = read_json(self.path("config.json")).get("environment", {})
         except BaseException:
@@ -115,6 +119,26 @@ class Run:
     def path(self, *parts: str) -> Path:
         """A path inside the workdir."""
         return self.workdir.joinpath(*parts)
+
+    @functools.cached_property
+    def _now(self) -> dict[str, Any]:
+        """This process's environment."""
+        return self._describe()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The environment in which the run started.
+
+        Where later revisions of the code made a part, "revisions" has the stages of each, and "report_revision" the
+        one that wrote the report.
+        """
+        first, last = self.environment.get("revision"), self._now.get("revision")
+        stages: dict[str, list[str]] = {}
+        for name, revision in self._revisions.items():
+            stages.setdefault(str(revision or first), []).append(name)
+        if {*stages, str(last)} == {str(first)}:
+            return self.environment
+        return self.environment | {"revisions": stages, "report_revision": last}
 
     @property
     def timings(self) -> dict[str, float]:
@@ -152,6 +176,7 @@ class Run:
             try:
                 arrays = read_npz(path)
                 self._timings[name] = float(arrays.pop(SECONDS))
+                self._revisions[name] = str(arrays.pop(REVISION)) if REVISION in arrays else None
                 return nest(arrays)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 self.log(
@@ -160,7 +185,11 @@ class Run:
         start = time.perf_counter()
         arrays = flat_arrays(compute())
         self._timings[name] = time.perf_counter() - start
-        write_npz(path, arrays | {SECONDS: np.float64(self._timings[name])})
+        self._revisions[name] = self._now.get("revision")
+        said = {SECONDS: np.float64(self._timings[name])}
+        if self._revisions[name] is not None:
+            said[REVISION] = np.str_(self._revisions[name])
+        write_npz(path, arrays | said)
         return nest(arrays)
 
     def forget(self, prefix: str) -> None:
@@ -168,6 +197,7 @@ class Run:
         for path in self.path("stages").glob(f"{prefix}*.npz"):
             path.unlink()
             self._timings.pop(path.stem, None)
+            self._revisions.pop(path.stem, None)
 
     @contextlib.contextmanager
     def progress(self, total: int, what: str, unit: str = "images") -> Iterator[Callable[[int], None]]:
@@ -198,7 +228,7 @@ class Run:
         from jaxmerge.report import page, style  # matplotlib takes a second; a run needs it only here
 
         results = plain(
-            {"name": self.name, "command": self.command, "environment": self.environment}
+            {"name": self.name, "command": self.command, "environment": self.provenance}
             | {"timings": self.timings, "config": self.config}
             | results
         )

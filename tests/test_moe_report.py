@@ -402,14 +402,16 @@ def test_the_merges_narrative_says_what_gates_change_and_where():
 
 KEYS = ("A_compute", "B", "no_load", "random")
 VALUES = dict(zip(KEYS, (1.70, 1.60, 1.70, 1.90), strict=True))
+FAR = dict(zip(KEYS, (3.0, 3.5, 2.0, 3.5), strict=True))
 GRID = [method(k, 3, experts=1 if k == "A_compute" else 4) for k in KEYS]
-ROWS = [{"method": m.name, "vlb": VALUES[m.key]} for m in GRID]
+ROWS = [{"method": m.name, "vlb": VALUES[m.key], "frechet": FAR[m.key]} for m in GRID]
 
 
 def compare_grid(a, b, quantity, images=None):
-    if quantity != "vlb":
+    values = {"vlb": VALUES, "frechet": FAR}.get(quantity)
+    if values is None:
         return None
-    return apart(VALUES[a.key] - VALUES[b.key] if images is None else 0.1 * images[0])
+    return apart(values[a.key] - values[b.key] if images is None else 0.1 * images[0])
 
 
 def test_the_grids_finding_counts_what_is_clearly_better_and_worse_than_a():
@@ -417,8 +419,26 @@ def test_the_grids_finding_counts_what_is_clearly_better_and_worse_than_a():
     assert "1 of 3 other rows are clearly below the A_compute (the B), 1 clearly above" in text
     said = " ".join(grid_words.narrative(GRID, GRID[0], ROWS, compare_grid, ("frechet", "Fréchet"), {}))
     assert "below the A_compute: the B; not told apart from the A_compute: the no_load" in said
-    assert "the no_load: 0.100 ± 0.010 above it" in said
-    assert "1 of 3 mixtures have a bound clearly lower" in said and "By slices" not in said
+    assert "does to the B in the bound: the no_load: 0.100 ± 0.010 above it; the random:" in said
+    # Of the other quantities only what is clear.
+    assert "In the Fréchet distance, where it is clear: the no_load: 1.500 ± 0.010 below it." in said
+    assert (
+        "in the bound 1 of 3 are clearly lower and 1 clearly higher; in the Fréchet distance 1 of 3 are"
+        in said
+    )
+    assert "exact bpd" not in said and "By slices" not in said and "before it was trained on" not in said
+
+
+def test_a_base_expert_that_was_better_untouched_is_told():
+    base = method("vdm", 1)
+    values = VALUES | {"vdm": 1.65}
+    rows = [{"method": m.name, "vlb": values[m.key]} for m in (base, *GRID)]
+
+    def compare(a, b, quantity, images=None):
+        return apart(values[a.key] - values[b.key]) if quantity == "vlb" else None
+
+    said = grid_words.narrative([base, *GRID], GRID[0], rows, compare, ("frechet", "Fréchet"), {})[-1]
+    assert "better before it was trained on: the vdm has a bound 0.050 ± 0.010 below its own" in said
 
 
 def test_the_grids_narrative_says_in_which_slices_the_best_mixture_helps():
@@ -449,7 +469,8 @@ def test_collapse_is_told_by_its_usage_at_start_and_end():
 
     arms = {"with L_load": [curve(0.9, 0.3), curve(0.9, 0.5)], "without L_load": [curve(0.9, 0.99)]}
     text = grid_words.collapse_words({"offset": 3.0, "arms": arms})
-    assert "with L_load 0.400 (seeds 0.300, 0.500); without L_load 0.990" in text
+    assert "with L_load 0.400 (seeds 0.300, 0.500), and of all experts between 0.300 and 0.700" in text
+    assert "without L_load 0.990 (seeds 0.990), and of all experts between 0.010 and 0.990" in text
     assert "starts 3 higher (usage 0.900" in text
 
 

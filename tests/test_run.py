@@ -30,6 +30,30 @@ def test_a_stage_is_computed_once_and_comes_back_the_same():
     assert again["deep"] == {"y": 0.5}
 
 
+def test_parts_made_by_other_code_are_named_with_their_revision():
+    def start(revision):
+        return Run("w", {"seed": 0}, environment=lambda: {"revision": revision})
+
+    with start("a1") as run:
+        run.stage("first", lambda: {"x": 1})
+        assert run.provenance == {"revision": "a1"}
+    with start("b2") as run:
+        run.stage("first", lambda: pytest.fail("computed again"))
+        run.stage("second", lambda: {"x": 2})
+    with start("c3") as run:
+        for name in ("first", "second"):
+            run.stage(name, lambda: pytest.fail("computed again"))
+        run.finish({"title": "t", "finding": "f"})
+    found = json.loads(Path("w/results.json").read_text())["environment"]
+    assert found == {
+        "revision": "a1",
+        "revisions": {"a1": ["first"], "b2": ["second"]},
+        "report_revision": "c3",
+    }
+    page = Path("w/report.html").read_text()
+    assert "a1: first; b2: second" in page and "report_revision" in page
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 99]
 )

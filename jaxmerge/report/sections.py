@@ -210,7 +210,9 @@ def environment(results: dict[str, Any]) -> str:
     """Command, versions, devices and the stages' times."""
     environment = dict(results.get("environment", {}))
     versions = environment.pop("versions", {})
+    stages = environment.pop("revisions", {})
     facts = {"command": results.get("command", ""), **environment}
+    facts["stages by revision"] = "; ".join(f"{name}: {', '.join(made)}" for name, made in stages.items())
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     listed = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(fact))}</dd>"

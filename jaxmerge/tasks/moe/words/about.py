@@ -88,6 +88,8 @@ def notes(rows: Sequence[dict[str, Any]], *, joint: bool = False) -> list[str]:
     """What a reader must know besides the table."""
     failed = sum(line.get("n_failed") or 0 for line in rows)
     fixed = "± over gates means: the experts are fixed and only the gate's training varies with the seed."
+    if any(line["models"] > 1 and line["experts"] == 1 for line in rows):
+        fixed += " Of a single expert that is trained on, that training varies."
     varied = "± is over seeds with which experts and gates were trained together."
     said = [varied if joint else fixed]
     if failed:

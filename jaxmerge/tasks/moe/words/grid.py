@@ -1,12 +1,21 @@
 """What the table of mixtures, baselines and ablations found, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxmerge.tasks.moe.models import Method
-from jaxmerge.tasks.moe.words.phrases import Compare, Slices, against, called, ranked, where, word_of
+from jaxmerge.tasks.moe.words.phrases import (
+    Compare,
+    Slices,
+    against,
+    called,
+    is_clear,
+    ranked,
+    where,
+    word_of,
+)
 
 # Rows that differ from B in more than one thing.
 APART = ("B", "vdm", "A_steps", "A_compute", "switch")
@@ -65,7 +74,8 @@ def narrative(
             of where a mixture helps.
     """
     said = []
-    for quantity, name in (("vlb", "bound"), ("bpd", "exact bpd"), (distance[0], f"{distance[1]} distance")):
+    quantities = {"vlb": "bound", "bpd": "exact bpd", distance[0]: f"{distance[1]} distance"}
+    for quantity, name in quantities.items():
         order = [m for m, _ in ranked(methods, rows, quantity)]
         sides = ("clearly below", "not told apart from", "clearly above")
         groups = zip(sides, _sides(order, reference, quantity, compare), strict=True)
@@ -74,16 +84,30 @@ def narrative(
         )
         if listed:
             said.append(f"In the {name}, {listed}.")
-    changes = [
-        f"{called(a)}: {against(a, b, 'vlb', compare, 'it')}"
-        for a, b in ablation_pairs(methods)
-        if compare(a, b, "vlb") is not None
-    ]
-    if changes:
-        base = next(m for m in methods if m.key == "B")
-        said.append(f"What one change does to the bound of {called(base)}: {'; '.join(changes)}.")
-    helps = _when(methods, reference, rows, compare, slices)
-    return [*said, *([helps] if helps else []), *([collapse_words(collapsed)] if collapsed else [])]
+    helps = _when(methods, reference, rows, compare, quantities, slices)
+    closing = [_changes(methods, compare, quantities), helps, collapse_words(collapsed) if collapsed else ""]
+    return [*said, *filter(None, closing)]
+
+
+def _changes(methods: Sequence[Method], compare: Compare, quantities: Mapping[str, str]) -> str:
+    """What every change of B does to its bound, and what some of them clearly do to the rest; empty without B."""
+    pairs = ablation_pairs(methods)
+    said = []
+    for quantity, name in quantities.items():
+        found = [
+            (called(a), against(a, b, quantity, compare, "it"), compare(a, b, quantity)) for a, b in pairs
+        ]
+        found = [(row, words, apart) for row, words, apart in found if apart is not None]
+        if not found:
+            continue
+        if quantity != "vlb":
+            found = [(row, words, apart) for row, words, apart in found if apart.side]
+            name = f"{name}, where it is clear"
+        listed = "; ".join(f"{row}: {words}" for row, words, _ in found) or "none"
+        said.append(f"{'In' if said else 'in'} the {name}: {listed}.")
+    if not said:
+        return ""
+    return f"What one change does to {called(pairs[0][1])} {' '.join(said)}"
 
 
 def _when(
@@ -91,17 +115,31 @@ def _when(
     reference: Method,
     rows: Sequence[dict[str, Any]],
     compare: Compare,
+    quantities: Mapping[str, str],
     slices: Slices | None,
 ) -> str:
     """How many mixtures help, and in which slices the best of them does; empty without a bound."""
+    counted = []
+    for quantity, name in quantities.items():
+        mixtures = [m for m, _ in ranked(methods, rows, quantity) if m.experts > 1 and m.key != "switch"]
+        helped, same, hurt = map(len, _sides(mixtures, reference, quantity, compare))
+        if helped + same + hurt:
+            counted.append(
+                f"in the {name} {helped} of {helped + same + hurt} are clearly lower and {hurt} clearly higher"
+            )
     mixtures = [m for m, _ in ranked(methods, rows, "vlb") if m.experts > 1 and m.key != "switch"]
-    helped, same, hurt = _sides(mixtures, reference, "vlb", compare)
-    if not helped and not same and not hurt:
+    if not counted or not mixtures:
         return ""
     said = (
-        f"When a mixture helps here, and when not: {len(helped)} of {len(mixtures)} mixtures have a bound clearly lower "
-        f"than one expert trained with the same compute, and {len(hurt)} a clearly higher one."
+        "When a mixture helps here, and when not: of the mixtures, against one expert trained with the same compute, "
+        f"{'; '.join(counted)}."
     )
+    base = next((m for m in methods if m.key == "vdm"), None)
+    if base is not None and is_clear(base, reference, "vlb", compare):
+        said += (
+            f" That expert was better before it was trained on: {called(base)} has a bound "
+            f"{against(base, reference, 'vlb', compare, 'its own')}."
+        )
     if not slices:
         return said
     chosen = f" {called(mixtures[0])} is the mixture with the lowest bound, chosen on these same images."
@@ -109,14 +147,16 @@ def _when(
 
 
 def collapse_words(collapsed: dict[str, Any]) -> str:
-    """Where the usage went from a gate that began near a collapse."""
+    """Where the usage of all experts went from a gate that began near a collapse."""
     ends = {
-        name: [float(np.asarray(curve["usage"])[-1, 0]) for curve in curves]
+        name: np.stack([np.asarray(curve["usage"])[-1] for curve in curves])
         for name, curves in collapsed["arms"].items()
     }
     starts = [float(np.asarray(c["usage"])[0, 0]) for curves in collapsed["arms"].values() for c in curves]
     listed = "; ".join(
-        f"{name} {np.mean(e):.3f} (seeds {', '.join(f'{v:.3f}' for v in e)})" for name, e in ends.items()
+        f"{name} {end[:, 0].mean():.3f} (seeds {', '.join(f'{v:.3f}' for v in end[:, 0])}), and of all experts between "
+        f"{end.min():.3f} and {end.max():.3f}"
+        for name, end in ends.items()
     )
     return (
         f"From a gate whose first logit starts {collapsed['offset']:g} higher (usage {np.mean(starts):.3f} of the first "
