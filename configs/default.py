@@ -15,7 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ValueError: any variant; there is only one list of defaults.
     """
     if variant:
-        raise ValueError(f"configs/default.py has no variants, got {variant!r}; leave it away.")
+        raise ValueError(f"configs/default.py has no variants, got {variant!r}; leave it out.")
     config = ConfigDict()
     # What the command does: "merge" measures two experts and their merges; "sample" draws many samples of one
     # model into files; "train_expert" and "train_classifier" make the checkpoints that come with the package;

@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
         ValueError: any variant; there is none.
     """
     if variant:
-        raise ValueError(f"configs/digits_edm.py has no variants, got {variant!r}; leave it away.")
+        raise ValueError(f"configs/digits_edm.py has no variants, got {variant!r}; leave it out.")
     config = default.get_config()
     config.task = "train_expert"
     config.expert.kind = "edm"

@@ -25,7 +25,7 @@ def get_config(variant: str = ""):
         ValueError: any variant; there is none.
     """
     if variant:
-        raise ValueError(f"configs/imagenet32_merge.py has no variants, got {variant!r}; leave it away.")
+        raise ValueError(f"configs/imagenet32_merge.py has no variants, got {variant!r}; leave it out.")
     config = default.get_config()
     config.data.name = "imagenet32_old"
     config.experts.low = "checkpoints/idode_imagenet32"

@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
         ValueError: any variant; there is none.
     """
     if variant:
-        raise ValueError(f"configs/lsun_church_moe.py has no variants, got {variant!r}; leave it away.")
+        raise ValueError(f"configs/lsun_church_moe.py has no variants, got {variant!r}; leave it out.")
     config = default.get_config()
     config.data.name = "lsun_church_256"
     config.data.train_split = "train_part"

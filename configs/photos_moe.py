@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
         ValueError: any variant; there is none.
     """
     if variant:
-        raise ValueError(f"configs/photos_moe.py has no variants, got {variant!r}; leave it away.")
+        raise ValueError(f"configs/photos_moe.py has no variants, got {variant!r}; leave it out.")
     config = photos_merge.get_config("small")
     config.task = "moe"
     config.title = "VDM and EDM of photographs under a trained gate"

@@ -17,7 +17,7 @@ def get_config(variant: str = ""):
         ValueError: any variant; there is none.
     """
     if variant:
-        raise ValueError(f"configs/photos_vdm.py has no variants, got {variant!r}; leave it away.")
+        raise ValueError(f"configs/photos_vdm.py has no variants, got {variant!r}; leave it out.")
     config = default.get_config()
     config.task = "train_expert"
     config.data.name = "photos"

@@ -286,7 +286,7 @@ def check(config: dict[str, Any]) -> None:
             raise ValueError(f"reconstruction.gammas must be numbers, got {gamma!r}.")
     for key in NOT_EMPTY:
         if config.get(key) == ():
-            raise ValueError(f"{key} must name at least one value, got none; leave it away for the default.")
+            raise ValueError(f"{key} must name at least one value, got none; leave it out for the default.")
     for key, value in config.items():
         check_number(key, value)
 
