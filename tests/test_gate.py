@@ -555,6 +555,12 @@ def test_measured_figures_are_those_of_a_gate_whose_weights_are_known():
     assert np.mean(measured.bpd_by_slice(members)) == pytest.approx(measured.diffusion_bpd()[0])
     np.testing.assert_allclose(measured.usage_by_slice(members), np.tile(weights, (3, 1)), atol=1e-6)
     assert measured.collapse_warning() is None
+    # Equal weights name no expert: a right one in a third of the cases. What is used is what collapses.
+    even = Gated(experts(), FixedGate(jnp.zeros(3)))
+    tied = measure(even, IMAGES, key=KEY, repeats=3, scale=SCALE)
+    np.testing.assert_allclose(tied.slice_accuracy(members), 1 / 3)
+    chosen = measure(gated.but(top_k=1), IMAGES, key=KEY, repeats=1, scale=SCALE)
+    assert "expert 0 has 100.0 % of the weight" in chosen.collapse_warning()
 
 
 def test_one_expert_s_measured_error_is_its_diffusion_term():

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmerge.data import digits
@@ -16,8 +17,9 @@ from jaxmerge.gate.gated import Gated
 from jaxmerge.gate.measure import measure
 from jaxmerge.gate.network import FixedGate
 from jaxmerge.noise import PixelScale
-from jaxmerge.training import gate_objective, gate_recipe, gate_step
+from jaxmerge.training import gate_objective, gate_parts, gate_recipe, gate_step
 from jaxmerge.training.gate_objective import Batch, Penalties
+from jaxmerge.training.optimizer import adamw
 from jaxmerge.training.tables import read
 from tests import toys
 from tests.gate_on_devices import BATCH, BIAS_RATE, CLIP, COUNT, STEPS, TRAININGS, members, mixture
@@ -237,6 +239,67 @@ def test_experts_and_gate_have_learning_rates_of_their_own(tmp_path):
     np.testing.assert_allclose([e.slope for e in moved.experts], 0.9 * 0.002, rtol=1e-3)
 
 
+def learning(gate_from, clip=1e9):
+    """A gate's Adam of 0.05 constant steps, the experts' of 0.002, both moments' memory of one step."""
+    common = dict(steps=9, schedule="constant", b1=0.0, b2=0.0)
+    gate, experts = (adamw(learning_rate=rate, **common) for rate in (0.05, 0.002))
+    return gate_parts.optimizer_of(gate, experts, clip=clip, gate_from=gate_from)
+
+
+def moves(optimizer, trained, count):
+    """Updates of the gate and of the experts in successive steps with a constant gradient of ones."""
+    trained = jax.tree.map(jnp.asarray, trained)
+    grads, state = jax.tree.map(jnp.ones_like, trained), optimizer.init(trained)
+    for _ in range(count):
+        updates, state = optimizer.update(grads, state, trained)
+        yield [
+            [float(jnp.ravel(u)[0]) for u in jax.tree.leaves(part)]
+            for part in (updates.gate, updates.experts)
+        ]
+
+
+def test_a_gates_optimizer_starts_with_its_training():
+    trained, _ = gate_parts.split(FIXED, "all")
+    waited = list(moves(learning(gate_from=2), trained, 4))
+    assert [gate for gate, _ in waited] == [[0.0], [0.0], pytest.approx([-0.05]), pytest.approx([-0.05])]
+    assert all(experts == pytest.approx([-0.002] * 2) for _, experts in waited)
+    ((gate, experts),) = moves(learning(gate_from=0), trained, 1)
+    assert (gate, experts) == (pytest.approx([-0.05]), pytest.approx([-0.002] * 2))
+
+
+def test_a_gates_schedule_is_as_long_as_its_training():
+    """Adam's moments and the rise of the learning rate begin after the warm-up."""
+    trained, _ = gate_parts.split(FIXED, "all")
+    how = dict(
+        steps=9, learning_rate=0.05, experts_learning_rate=0.002, warmup_steps=2, clip=1e9, weight_decay=0.0
+    )
+    early, late = (
+        [gate[0] for gate, _ in moves(gate_recipe._optimizer(gate_from=g, b2=0.99, **how), trained, 9)]
+        for g in (0, 4)
+    )
+    assert late[:4] == [0.0] * 4 and late[4] == early[0] == 0.0  # the rise begins at zero
+    assert late[5] == pytest.approx(-0.025, rel=1e-4)
+    assert late[6] == pytest.approx(-0.05, rel=1e-4)
+    assert abs(late[8]) < abs(late[7]) < 0.05
+
+
+def test_the_clip_is_of_the_gradient_of_gate_and_experts_together():
+    trained, _ = gate_parts.split(FIXED, "all")
+    plain = optax.sgd(1.0)
+    clipped = gate_parts.optimizer_of(plain, plain, clip=1.0)
+    ((gate, experts),) = moves(clipped, trained, 1)
+    ones = len(jax.tree.leaves(trained)) + FIXED.gate.logits.size - 1 + FIXED.bias.size - 1
+    assert gate == experts[:1] == pytest.approx([-1 / ones**0.5])
+
+
+def test_weights_of_the_warm_up_are_never_the_best(tmp_path):
+    early = train(tmp_path / "early", FIXED, **TWO_PHASES | dict(steps=8, eval_every=2, learning_rate=1.0))
+    rows = read(tmp_path / "early" / "validation.csv")
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8]
+    value = {int(row["step"]): float(row["diffusion_bpd"]) for row in rows}
+    assert early.record["best_step"] == min((6, 8), key=value.__getitem__)
+
+
 def test_balancing_bias_moves_against_the_share_of_the_choice(tmp_path):
     gated = zero_and_one([0.9, 0.1]).but(top_k=1)
     result = train(tmp_path, gated, steps=3, eval_every=3, learning_rate=1e-6, bias_rate=0.1)
@@ -272,13 +335,14 @@ def test_a_collapsed_gate_is_reported_at_every_validation(tmp_path):
     assert len(warnings) == 2
 
 
-def test_a_folder_of_a_training_with_other_slices_or_another_choice_is_refused(tmp_path):
+def test_a_folder_of_a_training_with_other_slices_experts_or_another_choice_is_refused(tmp_path):
     sparse = FIXED.but(top_k=1)
     options = dict(steps=2, eval_every=2, members=members(TRAIN))
     train(tmp_path, sparse, **options)
     others = {
         "capacity_factor": dict(gated=sparse.but(capacity_factor=0.5)),
         "capacity_factor, renormalise, top_k": dict(gated=FIXED),
+        "frozen": dict(gated=sparse.but(experts=[toys.Recorder(0.0), toys.Recorder(0.5)])),
         "members": dict(members=~members(TRAIN)),
         "renormalise": dict(gated=sparse.but(renormalise=False)),
         "validation_members": dict(validation_members=members(VALIDATION)),

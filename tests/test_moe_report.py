@@ -90,10 +90,10 @@ def test_paired_differences_lose_the_images_noise_and_keep_that_of_the_models():
     apart = differences.difference(MEASURED, ONE, THREE, "vlb")
     assert apart.value == pytest.approx(0.4) and apart.count == 40
     assert apart.error == pytest.approx(0.1 / math.sqrt(3))
-    assert apart.freedom == pytest.approx(2)  # nothing but the three models varies
+    assert apart.quantile == pytest.approx(T_TWO)  # nothing but the three models varies
     apart = differences.difference(MEASURED, ONE, THREE, "frechet")
     assert apart.value == pytest.approx(0.4) and apart.error == pytest.approx(0.1 / math.sqrt(3))
-    assert (apart.count, apart.freedom) == (3, 2)
+    assert (apart.count, apart.quantile) == (3, pytest.approx(T_TWO))
     assert differences.difference(MEASURED, ONE, SPARSE, "bpd") is None
     listed = differences.paired(MEASURED, [(ONE, THREE), (ONE, SPARSE)], ("bpd", "vlb"))
     assert [(p["model_b"], p["quantity"], p["clear"]) for p in listed] == [
@@ -103,31 +103,43 @@ def test_paired_differences_lose_the_images_noise_and_keep_that_of_the_models():
     ]
 
 
-def test_a_difference_has_the_degrees_of_freedom_of_welch_and_satterthwaite():
-    # Variances of the mean over 4 images: 1 / 4 * (4/3); over 2 models: 2 / 2 each.
+def test_a_differences_interval_weighs_the_quantiles_of_images_and_models():
+    # Variances of the mean over 4 images: 1 / 4 * (4/3); over 2 models: 2 / 2.
     images = np.array([1.0, -1.0, 1.0, -1.0])
     ours = images + np.array([[-1.0], [1.0]])
     apart = differences.contrast(ours, np.zeros((1, 4)))
     assert apart.value == pytest.approx(0.0) and apart.error == pytest.approx(math.sqrt(1 / 3 + 1))
-    assert apart.freedom == pytest.approx((4 / 3) ** 2 / ((1 / 3) ** 2 / 3 + 1))
-    both = differences.contrast(ours, np.array([[-1.0], [1.0]]) * np.ones(4))
-    assert both.freedom == pytest.approx((7 / 3) ** 2 / ((1 / 3) ** 2 / 3 + 2))
+    t_three, t_one = 3.182446, 12.706205  # from tables
+    assert apart.quantile == pytest.approx((t_three / 3 + t_one) / (4 / 3))
+    # Models of opposite order: twice as far apart, 8 / 2.
+    both = differences.contrast(ours, np.array([[1.0], [-1.0]]) * np.ones(4))
+    assert both.error == pytest.approx(math.sqrt(1 / 3 + 4))
+    assert both.quantile == pytest.approx((t_three / 3 + 4 * t_one) / (13 / 3))
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(2, T_TWO), (1e9, NORMAL)])
-def test_a_difference_is_clear_beyond_students_interval(freedom, quantile):
+def test_what_models_of_the_same_seed_share_is_no_error_of_their_difference():
+    shared = NOISE + np.array([[0.3], [-0.5], [0.2]])
+    apart = differences.contrast(shared + 0.1, shared)
+    assert apart.value == pytest.approx(0.1) and apart.error == pytest.approx(0.0, abs=1e-12)
+    assert differences.contrast(shared, shared).side == 0
+    own = np.array([[0.01], [0.0], [-0.01]])
+    assert differences.contrast(shared + own, shared).error == pytest.approx(0.01 / math.sqrt(3))
+
+
+def test_a_difference_is_clear_beyond_its_interval():
     for sign in (-1, 1):
-        assert Difference(sign * 1.001 * quantile, 1.0, 3, freedom).side == sign
-        assert Difference(sign * 0.999 * quantile, 1.0, 3, freedom).side == 0
-    assert Difference(0.0, 0.0, 3, freedom).side == 0
+        assert Difference(sign * 1.001 * 2 * NORMAL, 2.0, 3, NORMAL).side == sign
+        assert Difference(sign * 0.999 * 2 * NORMAL, 2.0, 3, NORMAL).side == 0
+    assert Difference(0.0, 0.0, 3, NORMAL).side == 0
 
 
-def test_students_interval_covers_as_often_as_it_says_with_three_models():
-    """Equal methods of three models each, whose deviations are as large as the errors over images."""
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
+def test_the_interval_covers_as_often_as_it_says_with_three_models(spread):
+    """Equal methods of three models each, whose deviations matter not at all, as much as the images, or far more."""
     key = np.random.default_rng(1)
     clear = 0
     for _ in range(2000):
-        ours, theirs = (key.normal(size=30) + key.normal(size=(3, 1)) * 0.5 for _ in range(2))
+        ours, theirs = (key.normal(size=30) + key.normal(size=(3, 1)) * spread for _ in range(2))
         clear += differences.contrast(ours, theirs).side != 0
     assert 0.02 < clear / 2000 < 0.06
 
@@ -138,7 +150,8 @@ def test_a_difference_over_some_images_leaves_the_others_out():
     part["a"]["models"][0]["bound"][first, 2] += np.linspace(0.9, 1.1, 10)
     a, b = method("a", 1), method("b", 1)
     inside, outside = (differences.difference(part, a, b, "vlb", chosen) for chosen in (first, ~first))
-    assert inside.value == pytest.approx(1.0) and (inside.count, inside.freedom) == (10, 9)
+    assert inside.value == pytest.approx(1.0) and inside.count == 10
+    assert inside.quantile == pytest.approx(2.262157)  # from tables
     assert outside.value == outside.error == outside.side == 0
     assert differences.difference(part, a, b, "vlb", np.arange(40) == 3) is None
 
@@ -340,12 +353,12 @@ def test_masks_are_the_slices_of_the_bounds_images():
 # --- words -------------------------------------------------------------------------------------------
 
 
-def apart(value, error=0.01, freedom=99):
-    return Difference(value, error, 100, freedom)
+def apart(value, error=0.01, quantile=2.0):
+    return Difference(value, error, 100, quantile)
 
 
 def test_words_call_a_difference_clear_only_beyond_students_interval():
-    known = {"x": apart(-0.10, 0.04), "y": apart(-0.10, 0.06), "few": apart(-0.10, 0.04, freedom=2)}
+    known = {"x": apart(-0.10, 0.04), "y": apart(-0.10, 0.06), "few": apart(-0.10, 0.04, quantile=T_TWO)}
 
     def compare(a, b, quantity):
         return known[a.key]

@@ -11,8 +11,9 @@ from configs import default
 from jaxmerge import probability_flow as flow
 from jaxmerge import settings
 from jaxmerge.metrics import reconstruction
+from jaxmerge.metrics.weights import weights_hash
 from jaxmerge.run import Run
-from jaxmerge.tasks import costs, likelihoods, reconstructions, samples, summary, wording
+from jaxmerge.tasks import costs, experts, likelihoods, reconstructions, samples, summary, wording
 from jaxmerge.tasks.setup import prepare
 
 KINDS = {
@@ -79,6 +80,19 @@ class FakeRun:
     @contextlib.contextmanager
     def progress(self, total, what, unit="images"):
         yield lambda n=1: None
+
+
+def test_a_run_keeps_to_the_weights_that_it_began_with(digits_setup, tmp_path):
+    _, setup = digits_setup
+    loaded = {"VDM": setup.low, "EDM": setup.high}
+    for _ in range(2):
+        records = {name: {"checkpoint": name} for name in loaded}
+        with Run(tmp_path, {}) as run:
+            experts.pin(run, loaded, records)
+    assert records["VDM"]["weights_sha256"] == weights_hash(setup.low) != records["EDM"]["weights_sha256"]
+    loaded["EDM"] = jax.tree.map(lambda leaf: leaf + 1e-6, setup.high)
+    with pytest.raises(ValueError, match="the weights of EDM are not those"), Run(tmp_path, {}) as run:
+        experts.pin(run, loaded, records)
 
 
 def test_reconstructions_are_those_of_the_expert_that_a_merge_asks(digits_setup):

@@ -131,6 +131,9 @@ def test_two_devices_train_as_one_does(tmp_path):
 
 
 def test_a_constant_rate_rises_and_stays():
+    assert [float(learning_rate_schedule(2e-4, 9, 0, "constant")(i)) for i in (0, 8)] == pytest.approx(
+        [2e-4] * 2
+    )
     rate = learning_rate_schedule(2e-4, 1000, 100, "constant")
     np.testing.assert_allclose([rate(0), rate(50), rate(100), rate(999)], [0, 1e-4, 2e-4, 2e-4], rtol=1e-6)
     with pytest.raises(ValueError, match="schedule must be one of cosine, constant, got 'linear'"):

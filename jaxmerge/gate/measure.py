@@ -124,12 +124,15 @@ class Measured:
         }
 
     def slice_accuracy(self, members: Bool[np.ndarray, "N K"]) -> Float[np.ndarray, " K"]:
-        """Share of slice k's images (over all draws) whose largest weight is expert k's; NaN for no images."""
-        top = self.weights.argmax(-1)
-        hits = top[:, :, None] == np.arange(self.weights.shape[-1])
+        """Share of slice k's images (over all draws) whose largest weight is expert k's; NaN for no images.
+
+        Of n largest weights each is one with a share of 1/n: equal weights are right in 1/K of the cases.
+        """
+        largest = self.weights == self.weights.max(-1, keepdims=True)
+        hits = largest / largest.sum(-1, keepdims=True)
         inside = np.broadcast_to(members, hits.shape)
         with np.errstate(invalid="ignore"):
-            return np.sum(hits & inside, axis=(0, 1)) / inside.sum((0, 1))
+            return np.sum(hits * inside, axis=(0, 1)) / inside.sum((0, 1))
 
     def usage_by_slice(self, members: Bool[np.ndarray, "N S"]) -> Float[np.ndarray, "S K"]:
         """Mean weights over each slice's images."""
@@ -142,8 +145,9 @@ class Measured:
         return np.array([self.diffusion_bpd(column)[0] for column in members.T])
 
     def collapse_warning(self) -> str | None:
-        """A sentence if one expert has more than 95 % of the weight, else None."""
-        return regularisers.collapse_warning(self.usage())
+        """A sentence if one expert has more than 95 % of the weight that is used, else None."""
+        used = self.used.mean((0, 1), dtype=np.float64)
+        return regularisers.collapse_warning(used / used.sum())
 
 
 def measure(

@@ -49,7 +49,7 @@ def student(freedom: float, confidence: float = 0.95) -> float:
     """Half the width of Student's interval in units of the standard error.
 
     Args:
-        freedom: degrees of freedom, not necessarily whole.
+        freedom: degrees of freedom.
         confidence: level of the interval, in (0, 1).
 
     Example:

@@ -4,6 +4,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,6 +12,8 @@ from ml_collections import ConfigDict
 from jaxmerge import checkpoint
 from jaxmerge.experts import io
 from jaxmerge.experts.base import Expert
+from jaxmerge.metrics.weights import weights_hash
+from jaxmerge.run import Run
 
 _COMMAND = ("-m", "checkpoints_convert")
 # Networks at full size with the weights that their training starts from: "untrained:vdm_cifar10".
@@ -53,6 +56,29 @@ def record_of(name: str) -> dict[str, Any]:
     path = io.shipped_path(name) if name in io.shipped_names() else name
     known = checkpoint.load_metadata(path)
     return {"checkpoint": name} | {k: known[k] for k in RECORDED if k in known}
+
+
+def pin(run: Run, loaded: Mapping[str, Expert], records: dict[str, dict[str, Any]]) -> None:
+    """Adds the hash of every expert's weights to its record, and keeps to those that a run began with.
+
+    Args:
+        run: has the hashes as a stage.
+        loaded: experts by their names in `records`.
+        records: see `record_of`.
+
+    Raises:
+        ValueError: an expert has other weights than when the run began.
+    """
+    found = {name: weights_hash(expert) for name, expert in loaded.items()}
+    began = run.stage("experts", lambda: found)
+    changed = [name for name in found if began.get(name) != found[name]]
+    if changed:
+        raise ValueError(
+            f"the weights of {' and '.join(changed)} are not those that this run began with; choose another folder with "
+            "--workdir, or put the earlier ones back."
+        )
+    for name, value in found.items():
+        records[name]["weights_sha256"] = value
 
 
 def missing(asked: ConfigDict) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxmerge.run import Run
-from jaxmerge.tasks import bounds, costs, likelihoods, reconstructions, samples, summary
+from jaxmerge.tasks import bounds, costs, experts, likelihoods, reconstructions, samples, summary
 from jaxmerge.tasks.setup import Setup, prepare
 
 
@@ -20,6 +20,7 @@ def run(config: ConfigDict, run: Run) -> None:
     check_late_stages(config)
     setup = prepare(config, run.progress)
     reconstructions.check(config, setup)
+    experts.pin(run, {"VDM": setup.low, "EDM": setup.high}, setup.records)
     measured = measure(config, run, setup)
     results, pictures = summary.summarise(config, setup, measured)
     run.finish(results, pictures)

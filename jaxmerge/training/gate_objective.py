@@ -182,7 +182,7 @@ def warm_loss(
     z, gamma = (jnp.stack(part, axis=1).reshape(-1, *part[0].shape[1:]) for part in (states, levels))
     keys = noise.image_keys(gate_key, batch.rows) if train else None
     log_weights = gated.log_weights(z, gamma, keys=keys)
-    align = jnp.mean(regularisers.alignment(log_weights, batch.members))
+    align = jnp.mean(regularisers.alignment(log_weights, batch.members * gated.available(gamma)))
     nll = jnp.mean(jnp.stack(losses))
     usage = jnp.mean(jnp.exp(log_weights), axis=0)
     figures = {

@@ -55,17 +55,31 @@ def join(trained: PyTree, frozen: PyTree) -> Gated:
     )
 
 
-def scale_experts(factor: float) -> optax.GradientTransformation:
-    """Multiplies the updates of the experts, not those of the gate: after an optimizer, their learning rate.
+def optimizer_of(
+    gate: optax.GradientTransformation,
+    experts: optax.GradientTransformation,
+    *,
+    clip: float,
+    gate_from: int = 0,
+) -> optax.GradientTransformation:
+    """One optimizer for the gate, one for the experts, after clipping the global norm of both gradients together.
 
     Args:
-        factor: the experts' learning rate divided by the gate's.
+        gate, experts: theirs.
+        clip: largest global norm of the gradient.
+        gate_from: steps in which the gate stays as it is; its optimizer starts afterwards.
     """
+    waiting = optax.conditionally_mask(gate, lambda step: step >= gate_from)
 
-    def update(updates: Gated, params):
-        return updates.but(experts=jax.tree.map(lambda u: factor * u, updates.experts))
+    def init(trained: Gated):
+        return {"gate": waiting.init(trained.but(experts=None)), "experts": experts.init(trained.experts)}
 
-    return optax.stateless(update)
+    def update(updates: Gated, state, params: Gated):
+        gates, gate_state = waiting.update(updates.but(experts=None), state["gate"], params.but(experts=None))
+        moved, experts_state = experts.update(updates.experts, state["experts"], params.experts)
+        return gates.but(experts=moved), {"gate": gate_state, "experts": experts_state}
+
+    return optax.chain(optax.clip_by_global_norm(clip), optax.GradientTransformation(init, update))
 
 
 def save_gated(

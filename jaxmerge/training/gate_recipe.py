@@ -19,12 +19,13 @@ from jaxtyping import Bool
 from jaxmerge.data import Dataset
 from jaxmerge.gate.gated import Gated
 from jaxmerge.gate.measure import Measured, measure
+from jaxmerge.metrics.weights import weights_hash
 from jaxmerge.noise import PixelScale
 from jaxmerge.training import gate_objective, gate_step
 from jaxmerge.training.gate_objective import PENALTIES, Penalties
-from jaxmerge.training.gate_parts import join, scale_experts, split
+from jaxmerge.training.gate_parts import join, optimizer_of, split
 from jaxmerge.training.loop import train_by
-from jaxmerge.training.optimizer import make_optimizer
+from jaxmerge.training.optimizer import adamw
 from jaxmerge.training.step import initial_state
 from jaxmerge.training.validation import column, parts_of
 
@@ -156,10 +157,11 @@ def train_gated(
         steps, batch_size, workdir, ema_decay, seed, save_every, eval_every, progress, log: see `loop.train`. A
             warm-up takes the next multiple of K images, shared by as many devices as divide its groups of K; an
             image passes through one expert there.
-        learning_rate, warmup_steps, weight_decay, clip, b2: see `make_optimizer`; gradients are averaged over
-            devices before they are clipped.
-        experts_learning_rate: the highest of the experts, where they are trained; on the gate's schedule, and the
-            gate's by default.
+        learning_rate, warmup_steps, weight_decay, b2: see `adamw`; of the gate, whose schedule begins with its
+            training: after the warm-up, which leaves it as it is unless it learns an alignment there.
+        experts_learning_rate: the highest of the experts, where they are trained, over all steps; the gate's by
+            default.
+        clip: largest global norm of the gradient of gate and experts, which is averaged over devices before.
         parts: "gate", "adapters" or "all", see `gate_parts.split`.
         penalties: their weights.
         members, validation_members: which images belong to slice k; needed for a warm-up or an alignment.
@@ -175,27 +177,31 @@ def train_gated(
         The mixture with the best weights, that of the last step, and the record.
 
     Raises:
-        ValueError: see `loop.train`; or a schedule, slices or a balancing that do not fit the mixture.
+        ValueError: see `loop.train`, frozen weights and slices being part of what a run is; or a schedule, slices or a
+            balancing that do not fit the mixture.
     """
     identity = _choice(gated) | _hashes(members=members, validation_members=validation_members)
     members = _checked(gated, data, members, penalties, parts, warm_fraction, bias_rate)
     trained, frozen = split(gated, parts)
+    if jax.tree.leaves(frozen):
+        identity["frozen"] = weights_hash(frozen)
     optimizer_settings = dict(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, clip=clip, b2=b2
     )
     rates = {} if parts == "gate" else {"experts_learning_rate": experts_learning_rate or learning_rate}
+    warm_steps = round(warm_fraction * steps)
     optimizer, *programs = _programs(
         len(gated.experts),
         data.levels,
-        (("steps", steps), *optimizer_settings.items()),
-        rates.get("experts_learning_rate", learning_rate) / learning_rate,
+        (("steps", steps), *(optimizer_settings | rates).items()),
+        # A warm-up without an alignment has no gradient for the gate.
+        0 if penalties.align or warm_steps == steps else warm_steps,
         parts,
         penalties,
         batch_size,
         ema_decay,
         bias_rate,
     )
-    warm_steps = round(warm_fraction * steps)
     chosen = dict(seed=seed, size=batch_size, steps=steps, warm_steps=warm_steps)
     step = gate_step.two_phases(
         *programs,
@@ -222,6 +228,8 @@ def train_gated(
             log=log,
         ),
         monitor="diffusion_bpd",
+        # Before the gate learns there is nothing to choose, unless that is all there is.
+        best_after=warm_steps if warm_steps < steps else 0,
         on_eval=None if on_eval is None else lambda done, ema: on_eval(done, join(ema, frozen)),
         on_rows=on_rows,
         settings={
@@ -262,7 +270,7 @@ def _programs(
     count: int,
     levels: int,
     optimizing: tuple[tuple[str, float], ...],
-    experts_rate: float,
+    gate_from: int,
     parts: str,
     penalties: Penalties,
     batch_size: int,
@@ -270,7 +278,7 @@ def _programs(
     bias_rate: float,
 ) -> tuple[optax.GradientTransformation, Callable, Callable]:
     """The optimizer, a step of the warm-up and one of the joint phase; kept, so that another seed compiles nothing."""
-    optimizer = optax.chain(make_optimizer(**dict(optimizing)), scale_experts(experts_rate))
+    optimizer = _optimizer(gate_from=gate_from, **dict(optimizing))
     make = functools.partial(
         gate_step.make_program, optimizer=optimizer, ema_decay=ema_decay, dropout=parts != "gate"
     )
@@ -280,6 +288,25 @@ def _programs(
     joint = functools.partial(gate_objective.mixture_loss, total=batch_size, **common)
     phases = make(warm, bias_rate=0.0, shares=groups), make(joint, bias_rate=bias_rate, shares=batch_size)
     return optimizer, *phases
+
+
+def _optimizer(
+    *,
+    gate_from: int,
+    steps: int,
+    learning_rate: float,
+    experts_learning_rate: float = 0.0,
+    warmup_steps: int,
+    clip: float,
+    **how: float,
+) -> optax.GradientTransformation:
+    """That of a training whose gate begins to learn at step `gate_from`."""
+    learning = steps - gate_from
+    gate = adamw(
+        learning_rate=learning_rate, steps=learning, warmup_steps=min(warmup_steps, learning - 1), **how
+    )
+    experts = adamw(learning_rate=experts_learning_rate, steps=steps, warmup_steps=warmup_steps, **how)
+    return optimizer_of(gate, experts, clip=clip, gate_from=gate_from)
 
 
 def _checked(gated, data, members, penalties, parts, warm_fraction, bias_rate) -> Bool[np.ndarray, "N K"]:

@@ -115,6 +115,7 @@ def train_by(
     eval_every: int = 500,
     evaluate: Callable[[Any], dict[str, float]],
     monitor: str = "loss",
+    best_after: int = 0,
     on_eval: Callable[[int, Any], None] | None = None,
     on_best: Callable[[TrainResult], None] | None = None,
     on_rows: Callable[[str, list[dict[str, float]]], None] | None = None,
@@ -135,6 +136,7 @@ def train_by(
         save_every, eval_every: steps between checkpoints, and between evaluations of the EMA weights.
         evaluate: figures of an expert on validation images.
         monitor: the figure whose lowest value chooses the best weights.
+        best_after: evaluations after so many steps or fewer choose nothing.
         on_eval: called after each evaluation with the steps done and the EMA weights (sample pictures).
         on_best: called with the result so far after each evaluation that found better weights.
         on_rows: called as rows are written with "training" and those of ``losses.csv``, with "validation" and
@@ -158,7 +160,8 @@ def train_by(
     if int(state.step):
         log(f"continuing after step {int(state.step)} of {steps}")
     on_rows = on_rows or (lambda kind, rows: None)
-    evaluation = _Evaluation(workdir, int(state.step), evaluate, monitor, on_eval, on_rows, log)
+    choice = (monitor, best_after)
+    evaluation = _Evaluation(workdir, int(state.step), evaluate, choice, on_eval, on_rows, log)
     losses = _Losses(workdir, int(state.step), on_rows)
     key = jax.random.key(seed)
     progress = progress or Progress(Console()).task
@@ -227,9 +230,12 @@ class _Losses:
 class _Evaluation:
     """``validation.csv``, and the choice of the best weights."""
 
-    def __init__(self, workdir: pathlib.Path, last_step: int, evaluate, monitor: str, on_eval, on_rows, log):
+    def __init__(
+        self, workdir: pathlib.Path, last_step: int, evaluate, choice: tuple[str, int], on_eval, on_rows, log
+    ):
         self.table = Table(workdir / "validation.csv", last_step=last_step)
-        self.evaluate, self.monitor, self.log = evaluate, monitor, log
+        self.evaluate, self.log = evaluate, log
+        self.monitor, self.best_after = choice
         self.on_eval, self.on_rows = on_eval, on_rows
 
     def __call__(self, state: TrainState, loss: float) -> TrainState:
@@ -238,7 +244,7 @@ class _Evaluation:
             raise ValueError(
                 f"monitor must be one of the evaluated figures {', '.join(figures)}, got {self.monitor!r}."
             )
-        if figures[self.monitor] < float(state.best_value):
+        if step > self.best_after and figures[self.monitor] < float(state.best_value):
             state = state.replace(
                 best=jax.tree.map(jnp.array, state.ema),
                 best_value=jnp.asarray(figures[self.monitor], jnp.float32),

@@ -1,5 +1,7 @@
 """The experts' optimizers: Adam or AdamW under warm-up, cosine decay and a gradient clip."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -22,7 +24,8 @@ def learning_rate_schedule(
             "train longer or warm up for less."
         )
     if schedule == "constant":
-        return optax.warmup_constant_schedule(0.0, peak, warmup_steps)
+        # Without a rise optax's own would stay at zero.
+        return optax.warmup_constant_schedule(0.0 if warmup_steps else peak, peak, warmup_steps)
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps)
 
 
@@ -35,30 +38,37 @@ def decay_matrices(rate: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def make_optimizer(
+def make_optimizer(*, clip: float = 1.0, **how: Any) -> optax.GradientTransformation:
+    """AdamW (Adam for ``weight_decay=0``) after clipping the gradient's global norm.
+
+    Args:
+        clip: largest global norm of the gradient.
+        how: see `adamw`.
+    """
+    return optax.chain(optax.clip_by_global_norm(clip), adamw(**how))
+
+
+def adamw(
     *,
     learning_rate: float,
     steps: int,
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
-    clip: float = 1.0,
     b1: float = 0.9,
     b2: float = 0.99,
     schedule: str = "cosine",
 ) -> optax.GradientTransformation:
-    """AdamW (Adam for ``weight_decay=0``) after clipping the gradient's global norm.
+    """AdamW (Adam for ``weight_decay=0``) with a learning rate that rises and falls.
 
     Args:
         learning_rate: the peak.
         steps: length of the run, where a cosine reaches 0.
         warmup_steps: steps of the linear rise.
         weight_decay: decoupled decay of kernels, per unit of learning rate (VDM: 0.01; EDM: none).
-        clip: largest global norm of the gradient.
         b1, b2: Adam's decay rates; (0.9, 0.99) is the VDM's choice.
         schedule: "cosine" or "constant" after the warm-up.
     """
     return optax.chain(
-        optax.clip_by_global_norm(clip),
         optax.scale_by_adam(b1, b2),
         decay_matrices(weight_decay),
         optax.scale_by_learning_rate(learning_rate_schedule(learning_rate, steps, warmup_steps, schedule)),

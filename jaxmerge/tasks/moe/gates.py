@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxmerge.merge import Switch
 from jaxmerge.run import Run
-from jaxmerge.tasks import bounds
+from jaxmerge.tasks import bounds, experts
 from jaxmerge.tasks.moe import checks, diagnose, differences, dry_run, measure, table
 from jaxmerge.tasks.moe.measure import Frame
 from jaxmerge.tasks.moe.models import Method, by_level, fresh, seeds, uniform
@@ -70,6 +70,7 @@ def run(config: ConfigDict, run: Run) -> None:
         return
     setup = prepare(config, run.progress)
     checks.check_measurements(config, setup)
+    experts.pin(run, {"VDM": setup.low, "EDM": setup.high}, setup.records)
     sets = diagnose.slice_sets(run, config.moe, config.moe.count, setup.train)
     proposal = bounds.propose(config, run, setup)
     cut = setup.gamma(proposal["best"])

@@ -54,6 +54,13 @@ class Sources:
             return self.setup.low
         return models.fresh_expert(self.config, self.setup.train, seed)
 
+    def pin(self) -> None:
+        """Keeps to the weights that the run began with, where experts are not made by it; see `experts.pin`."""
+        if self.asked.base == "checkpoint":
+            loaded = {"VDM": self.setup.low, "EDM": self.setup.high}
+            loaded |= {f"expert {k + 1}": expert for k, expert in enumerate(self.pool)}
+            experts.pin(self.run, loaded, self.setup.records)
+
     @functools.cached_property
     def pool(self) -> tuple[Any, ...]:
         """The pretrained experts of the config; none where all come from one base."""

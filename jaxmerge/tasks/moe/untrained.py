@@ -17,6 +17,8 @@ from jaxmerge.tasks.setup import Setup
 SPARSE = ("B_top2", "B_top2_article")
 # What is kept of the best weights.
 KEPT = ("gamma", "convex", "affine", "condition")
+# Noise draws per validation image and stratum that the tables are fitted to, at least.
+DRAWS = 8
 
 
 def merge(config: ConfigDict, run: Run, setup: Setup) -> tuple[Method, list[float]]:
@@ -98,7 +100,7 @@ def _table(config: ConfigDict, setup: Setup, experts: list) -> dict[str, Any]:
         thresholds=np.linspace(low, high, config.moe.strata + 1).tolist(),
         index=setup.validation.index,
         per_interval=1,
-        repeats=config.bound.repeats,
+        repeats=max(config.bound.repeats, DRAWS),
         batch_size=config.bound.batch_size,
     )
     found, pair = thresholds.best_weights(curves), thresholds.best_pair(curves)

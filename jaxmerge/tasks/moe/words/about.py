@@ -36,8 +36,9 @@ def definitions(frame, distance: tuple[str, str], rows: Sequence[dict[str, Any]]
         "method, each trained with its own seed. Methods share images and noise, so their paired differences are far "
         "more certain than the values.",
         "clear": "A difference between two methods counts, as clearly below or above, where Student's 95 % interval of the "
-        "paired difference excludes zero: its degrees of freedom are the seeds less one for scores of samples, else "
-        "those of Welch and Satterthwaite over images and models. Every comparison is judged by itself.",
+        "paired difference excludes zero: 4.3 standard errors where three seeds decide, 1.96 where many images do, between "
+        "them where both do (Cochran's weighted mean). Models of the same seed are paired. Every comparison is judged by "
+        "itself.",
         "bound": f"Variational lower bound of {config.bound.n_images} {config.data.test_split} images in continuous "
         f"time, {len(frame.levels) - 1} strata that all methods share, {config.bound.n_times} draw(s) each, "
         f"{config.bound.repeats} repeat(s).",
