@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from configs import cifar10_moe, default, lsun_church_moe
+from configs import cifar10_moe, default, digits_moe, lsun_church_moe, photos_moe
 from jaxmerge import shipped
 from jaxmerge.data import load, slices
 from jaxmerge.experts.adapters import share_trunk
@@ -138,6 +138,28 @@ def test_what_measurements_would_refuse_is_refused_before_the_training():
     config.moe.seeds = 0
     with pytest.raises(ValueError, match=r"moe\.seeds must be at least 1, got 0"):
         checks.check_settings(config)
+
+
+def test_the_grids_settings_are_refused_where_two_frozen_experts_are_put_under_a_gate():
+    usual = default.get_config().moe
+    assert {key: usual[key] for key in checks.GRID_ONLY} == checks.GRID_ONLY
+    for config in (digits_moe.get_config(), photos_moe.get_config()):
+        checks.check_pair_settings(config)
+    changes = {"pool": ("a", "b"), "parts": "all", "base": "fresh", "experts": "adapters", "rows": ("B",)}
+    for key, value in (changes | {"width": 8, "top_k": 1, "load": 0.2}).items():
+        config = digits_moe.get_config()
+        config.moe[key] = value
+        with pytest.raises(ValueError, match=rf"task 'moe_ablations' .* got moe\.{key}=.*; leave them out"):
+            checks.check_pair_settings(config)
+
+
+def test_sizes_that_no_gate_can_have_are_refused_before_the_training():
+    config = default.get_config()
+    setup = types.SimpleNamespace(low=EXPERTS[0], high=EXPERTS[1])
+    checks.check_gates(config, setup)
+    config.moe.embedding = 5
+    with pytest.raises(ValueError, match=r"an even embedding of at least 4 .*embedding=5"):
+        checks.check_gates(config, setup)
 
 
 # --- what is trained ---------------------------------------------------------------------------------
@@ -362,3 +384,19 @@ def test_a_training_takes_its_sizes_from_the_config(steps, warmup, every, last, 
     assert float(found.bias[0]) == record["diffusion_bpd"] == (2 if last else 1)
     assert (record["steps"], record["best_step"]) == (steps or 13, 9)
     np.testing.assert_array_equal(record["usage"], [[0.25, 0.75]])
+
+
+@pytest.mark.parametrize("parts", ["gate", "all"])
+@pytest.mark.parametrize(
+    ("change", "expected"), [({"rank": 5}, "adapters of rank 5"), ({"embedding": 5}, "an even embedding")]
+)
+def test_mixtures_that_cannot_be_built_are_refused_before_any_training(parts, change, expected, trained):
+    grid = small_grid(parts=parts, **change)
+    with pytest.raises(ValueError, match=expected):
+        grid.methods({"A_compute", "B", "adapters"})
+    assert not trained
+
+
+def test_a_rank_is_no_concern_of_rows_without_adapters():
+    grid = small_grid(rank=5)
+    grid.check([v for v in variants(grid.asked) if v.key != "adapters"])
