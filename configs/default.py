@@ -369,7 +369,7 @@ def classifier() -> ConfigDict:
 
 
 def moe() -> ConfigDict:
-    """Mixtures under a trained gate: tasks "moe" and "moe_ablations"."""
+    """Mixtures under a trained gate: tasks "moe", which refuses settings of the other alone, and "moe_ablations"."""
     return ConfigDict(
         {
             # Only say what the config needs (shapes, parameters, memory per device) and take a step of both phases

@@ -47,6 +47,8 @@ MAY_BE_ZERO = (
     *("likelihood.n_images", "bound.n_images", "n_samples"),
     *("reconstruction.n_images", "cost.repeats"),
 )
+# Whole numbers that must be larger: a mixture has at least two experts.
+AT_LEAST = {"moe.count": 2, "moe.counts": 2}
 # Real numbers that must lie strictly inside a range, and how to say so.
 POSITIVE = (0.0, math.inf, "above 0")
 FRACTION = (0.0, 1.0, "between 0 and 1")
@@ -82,6 +84,12 @@ NOT_EMPTY = (
     *("merge.etas", "sampling.sampler", "expert.channel_mult", "reconstruction.gammas"),
     *("moe.widths", "moe.counts", "moe.slices"),
 )
+# What the items of a list must be, and how to say so.
+WHOLE, NAMES = (int, "whole numbers, as in 2,4"), (str, "names")
+ITEMS = {
+    **{"moe.widths": WHOLE, "moe.counts": WHOLE, "moe.slices": NAMES, "moe.pool": NAMES},
+    **{"expert.fourier": WHOLE, "expert.channel_mult": WHOLE, "expert.attn_resolutions": WHOLE},
+}
 
 
 class Settings(NamedTuple):
@@ -284,6 +292,10 @@ def check(config: dict[str, Any]) -> None:
     for gamma in config.get("reconstruction.gammas", ()):
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
             raise ValueError(f"reconstruction.gammas must be numbers, got {gamma!r}.")
+    for key, (kind, words) in ITEMS.items():
+        items = config.get(key, ())
+        if any(isinstance(item, bool) or not isinstance(item, kind) for item in items):
+            raise ValueError(f"{key} must be {words}, got {','.join(map(str, items))}.")
     for key in NOT_EMPTY:
         if config.get(key) == ():
             raise ValueError(f"{key} must name at least one value, got none; leave it out for the default.")
@@ -302,7 +314,7 @@ def check_number(key: str, value: Any) -> None:
             continue
         if not math.isfinite(item):
             raise ValueError(f"{key} must be a finite number, got {item}.")
-        least = 0 if key in MAY_BE_ZERO or key.rsplit(".", 1)[-1] in MAY_BE_ZERO else 1
+        least = 0 if key in MAY_BE_ZERO or key.rsplit(".", 1)[-1] in MAY_BE_ZERO else AT_LEAST.get(key, 1)
         if isinstance(item, int) and key not in (*RANGES, *FROM_ZERO, *REAL) and item < least:
             raise ValueError(f"{key} must be at least {least}, got {item}.")
         low, high, words = RANGES.get(key, (-math.inf, math.inf, ""))

@@ -13,7 +13,7 @@ from jaxmerge import app
 from jaxmerge.experts import io
 from jaxmerge.gate.cost import parameter_counts
 from jaxmerge.settings import load_config
-from jaxmerge.tasks.moe import dry_run
+from jaxmerge.tasks.moe import dry_run, gates, models
 from jaxmerge.training import gate_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,12 +24,8 @@ SMALL = tuple(
         "moe.tuning_steps": 2,
         "moe.held_out_steps": 2,
         "moe.widths": "4,6",
-        "moe.width": 4,
         "moe.batch_size": 16,
-        "moe.warm_steps": 2,
-        "moe.collapse_steps": 2,
         "moe.count": 2,
-        "moe.counts": "2,",
         "moe.eval_every": 2,
         "moe.eval_repeats": 2,
         "moe.seeds": 2,
@@ -47,12 +43,17 @@ SMALL = tuple(
         "merge.candidate_step": 0.2,
     }.items()
 )
+SMALL_GRID = tuple(
+    f"--config.moe.{key}={value}"
+    for key, value in {"width": 4, "warm_steps": 2, "collapse_steps": 2, "counts": "2,"}.items()
+)
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def command(config: str, *more: str) -> int:
-    return app.main(["main.py", "--config", str(ROOT / "configs" / config), "--workdir", "w", *SMALL, *more])
+    small = SMALL if config == "digits_moe.py" else SMALL + SMALL_GRID
+    return app.main(["main.py", "--config", str(ROOT / "configs" / config), "--workdir", "w", *small, *more])
 
 
 def results() -> dict:
@@ -155,6 +156,18 @@ def test_a_plan_is_of_a_pool_whose_experts_differ_and_are_not_warmed_up():
     assert dry_run.plan(config, 2)["parameters_experts"] < sizes[0]
 
 
+def test_a_dry_run_of_two_frozen_experts_plans_them_under_the_widest_gate():
+    config = default.get_config()
+    config.moe.widths = (4, 64, 8)
+    pooled = gates.as_pool(config)
+    found = dry_run.plan(pooled, pooled.moe.count)
+    assert found["network"] == "the networks of digits_vdm, digits_edm" and found["warm_up_gib"] == 0
+    pair = tuple(io.shipped(name) for name in pooled.moe.pool)
+    gate = parameter_counts(models.fresh(config.moe, pair, seed=0, width=64))["gate"]
+    assert found["experts"] == 2 and found["parameters_gate"] == gate
+    assert config.moe.pool == ()
+
+
 def test_a_plan_counts_the_phase_that_needs_more_and_the_calls_of_the_evaluation():
     config = default.get_config()
     config.moe.base = "fresh"
@@ -250,4 +263,22 @@ def test_unknown_variants_are_refused(name, variant):
 def test_an_unknown_row_is_refused_before_anything_is_trained(capsys):
     assert command("moe/ablations.py", "--config.moe.rows=no_such") == 1
     assert "moe.rows must be 'all' or some of" in capsys.readouterr().err
+    assert not Path("w").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "expected"),
+    [
+        ("moe/ablations.py", "rank=128", "adapters of rank 128 need kernels with more than 128 channels"),
+        ("moe/ablations.py:joint", "embedding=5", "an even embedding of at least 4"),
+        ("digits_moe.py", "embedding=2", "an even embedding of at least 4"),
+        ("digits_moe.py", "experts=adapters", "got moe.experts='adapters'; leave them out or run that task"),
+    ],
+)
+def test_what_cannot_be_built_or_would_be_ignored_is_refused_and_leaves_no_folder(
+    config, override, expected, capsys
+):
+    assert command(config, f"--config.moe.{override}") == 1
+    message = capsys.readouterr().err
+    assert expected in message and message.count("\n") == 1
     assert not Path("w").exists()

@@ -78,6 +78,21 @@ def test_full_variant_scores_all_test_images_with_both_samplers():
         (["--config", MERGE, "--config.training.weight_decay=-1"], "weight_decay must be at least 0, got -1"),
         (["--config", MERGE, "--config.expert.dropout=1.0"], "dropout must be at least 0 and below 1, got 1"),
         (["--config", MERGE, "--config.expert.channel_mult=1,0"], "expert.channel_mult must be at least 1"),
+        (["--config", MERGE, "--config.moe.count=1"], "moe.count must be at least 2, got 1"),
+        (["--config", MERGE, "--config.moe.counts=1,"], "moe.counts must be at least 2, got 1"),
+        (
+            ["--config", MERGE, "--config.moe.counts=x,"],
+            "moe.counts must be whole numbers, as in 2,4, got x",
+        ),
+        (
+            ["--config", MERGE, "--config.moe.counts=2.5"],
+            "moe.counts must be whole numbers, as in 2,4, got 2.5",
+        ),
+        (
+            ["--config", MERGE, "--config.moe.widths=8,x"],
+            "moe.widths must be whole numbers, as in 2,4, got 8,x",
+        ),
+        (["--config", MERGE, "--config.moe.slices=3"], "moe.slices must be names, got 3"),
         (["--config", MERGE, "--config.sampling.sampler="], "sampling.sampler must name at least one value"),
         (["--config", MERGE, "--config.likelihood.trace=exakt"], "must be one of hutchinson, exact"),
         (["--config", MERGE, "--config.sampling.sampler=heun,euler"], "must be one of heun, ode, ancestral"),

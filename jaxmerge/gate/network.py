@@ -66,7 +66,7 @@ class Gate(nnx.Module):
         if min(count, width, hidden) < 1 or embedding < 4 or embedding % 2 or not 0 <= dropout < 1:
             raise ValueError(
                 "a gate needs at least one expert, a positive width and hidden size, an even embedding of at least 4 "
-                f"and a dropout in [0, 1), got {count}, {width}, {hidden}, {embedding} and {dropout}."
+                f"and a dropout in [0, 1), got {count=}, {width=}, {hidden=}, {embedding=} and {dropout=}."
             )
         self.count, self.gamma_range, self.inputs = count, tuple(gamma_range), inputs
         self.embedding, self.dropout = embedding, dropout

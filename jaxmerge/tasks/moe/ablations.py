@@ -34,7 +34,6 @@ def run(config: ConfigDict, run: Run) -> None:
     setup = setup_of(config, run)
     checks.check_measurements(config, setup)
     grid = Grid(config, run, setup)
-    grid.sources.pin()
     methods, gated = grid.methods(rows)
     frame = Frame(config, run, setup, measure.strata(config, setup, grid.cuts))
     frame = measure.with_grid(frame, next((m for m in gated if m.key == "B"), methods[0]).models[0])

@@ -64,12 +64,14 @@ GATES = (
 
 def run(config: ConfigDict, run: Run) -> None:
     """Trains the gates, measures every method, and writes results and report."""
+    checks.check_pair_settings(config)
     checks.check_settings(config)
     if config.moe.dry_run:
-        dry_run.run(config, run)
+        dry_run.run(as_pool(config), run)
         return
     setup = prepare(config, run.progress)
     checks.check_measurements(config, setup)
+    checks.check_gates(config, setup)
     experts.pin(run, {"VDM": setup.low, "EDM": setup.high}, setup.records)
     sets = diagnose.slice_sets(run, config.moe, config.moe.count, setup.train)
     proposal = bounds.propose(config, run, setup)
@@ -85,6 +87,14 @@ def run(config: ConfigDict, run: Run) -> None:
     results |= {"tuning": tuning, "gate_width": width}
     table.write_markdown(run, config, results)
     run.finish(results, pictures)
+
+
+def as_pool(config: ConfigDict) -> ConfigDict:
+    """The grid's config for the same two frozen experts under the widest gate, which is what the dry run plans."""
+    pooled = config.copy_and_resolve_references()
+    pooled.moe.pool, pooled.moe.count = (config.experts.low, config.experts.high), 2
+    pooled.moe.width = max(config.moe.widths)
+    return pooled
 
 
 def untrained(setup: Setup, proposal: dict[str, Any], cut: float) -> list[Method]:

@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -44,9 +45,9 @@ class Grid:
     def methods(self, rows: set[str]) -> tuple[list[Method], list[Method]]:
         """(all rows, those with a trained gate)."""
         asked = [v for v in variants(self.asked) if v.key in rows]
-        for variant in asked:
-            self.sources.sets(variant.count or self.asked.count)  # refused here, before any training
         self.cuts += self.sources.levels
+        self.check(asked)
+        self.sources.pin()
         gated = [self.trained(v) for v in asked]
         soft = next((m for m in gated if m.key == "B"), None)
         below = [m for m in self.baselines(rows) if m.key in rows]
@@ -54,6 +55,21 @@ class Grid:
         gated[1:1] = sparse
         mixed = [m for m in self.unlearned(soft) if m.key in rows]
         return [*below, *gated, *mixed], gated
+
+    def check(self, asked: list[Variant]) -> None:
+        """Builds the mixtures of the asked-for rows as shapes, and makes their slices, before any training.
+
+        Raises:
+            ValueError: a rank, a gate or a number of experts that a row cannot have.
+        """
+
+        def build(count: int, kind: str) -> Gated:
+            return models.fresh(self.asked, self.sources.starting(count, kind, 0), seed=0)
+
+        for shape in dict.fromkeys(map(self.shape, asked)):
+            jax.eval_shape(functools.partial(build, *shape))
+        for variant in asked:
+            self.sources.sets(self.shape(variant)[0])
 
     def steps(self) -> int:
         """Steps of both phases together."""
