@@ -1,10 +1,10 @@
 """Mixtures of K digits experts: baselines, ablations over penalties, sparsity and K, and a study of collapse.
 
     python main.py --config configs/moe/ablations.py          42 minutes on two CPU cores
-    python main.py --config configs/moe/ablations.py:joint    102 minutes beside other work; experts and gates together
+    python main.py --config configs/moe/ablations.py:joint    74 minutes beside other work; experts and gates together
 
 The base expert is the shipped VDM. Phase 1 turns it into K specialists of class groups; then they are frozen
-and every row trains its own gates with three seeds ("± over gates, experts fixed"). ``joint`` trains all of a
+and every row with a gate of its own trains it with three seeds ("± over gates, experts fixed"). ``joint`` trains all of a
 row in two phases, a sixth of the steps on slices, with experts that vary with the seed. Every part continues
 where it was stopped. What the rows mean: docs/moe.md; results: docs/digits_moe_ablations/ and
 docs/digits_moe_joint/.
