@@ -110,6 +110,11 @@ def _changes(methods: Sequence[Method], compare: Compare, quantities: Mapping[st
     return f"What one change does to {called(pairs[0][1])} {' '.join(said)}"
 
 
+def _mixtures(methods: Sequence[Method], rows: Sequence[dict[str, Any]], quantity: str) -> list[Method]:
+    """Mixtures of specialists that have the quantity, best first."""
+    return [m for m, _ in ranked(methods, rows, quantity) if m.experts > 1 and m.key != "switch"]
+
+
 def _when(
     methods: Sequence[Method],
     reference: Method,
@@ -121,13 +126,13 @@ def _when(
     """How many mixtures help, and in which slices the best of them does; empty without a bound."""
     counted = []
     for quantity, name in quantities.items():
-        mixtures = [m for m, _ in ranked(methods, rows, quantity) if m.experts > 1 and m.key != "switch"]
-        helped, same, hurt = map(len, _sides(mixtures, reference, quantity, compare))
+        there = _mixtures(methods, rows, quantity)
+        helped, same, hurt = map(len, _sides(there, reference, quantity, compare))
         if helped + same + hurt:
             counted.append(
                 f"in the {name} {helped} of {helped + same + hurt} are clearly lower and {hurt} clearly higher"
             )
-    mixtures = [m for m, _ in ranked(methods, rows, "vlb") if m.experts > 1 and m.key != "switch"]
+    mixtures = _mixtures(methods, rows, "vlb")
     if not counted or not mixtures:
         return ""
     said = (
